@@ -1,0 +1,1 @@
+"""Fine-tune, evaluate and ship spatial vision-language-action models for robots."""

@@ -1,0 +1,23 @@
+"""The `spatialvla-ft` command: a table of contents, one module per command.
+
+Command modules import heavy libraries inside their functions, so that `--help` stays instant.
+"""
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tune, evaluate and ship spatial vision-language-action models for robots.",
+)
+data = typer.Typer(no_args_is_help=True, help="Record, index and look at demonstrations.")
+grids = typer.Typer(no_args_is_help=True, help="Fit and look at adaptive action grids.")
+evaluate = typer.Typer(no_args_is_help=True, help="Measure a policy, open loop and closed loop.")
+app.add_typer(data, name="data")
+app.add_typer(grids, name="grids")
+app.add_typer(evaluate, name="eval")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
