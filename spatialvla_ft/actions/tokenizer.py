@@ -1,0 +1,100 @@
+"""Action tokens inside a language model's vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from spatialvla_ft.actions.arrays import like, to_numpy
+from spatialvla_ft.actions.grid import ActionGrid
+
+
+class SpatialActionTokenizer:
+    """A transformers tokenizer and an action grid: normalised actions to absolute token ids.
+
+    The tokens are called <ACTION00000>, <ACTION00001>, ... and their ids are contiguous; the number
+    in the name is the grid's relative id. A tokenizer without any gets them all, as special tokens
+    at its end (the caller resizes the model's embeddings). One with more or fewer than the grid
+    has is refused.
+
+    Attributes:
+        tokenizer: the transformers tokenizer.
+        grid: the action grid.
+        begin_id: absolute id of <ACTION00000>.
+        num_added: how many tokens were added to the tokenizer, 0 if it had them.
+    """
+
+    def __init__(self, tokenizer: Any, grid: ActionGrid) -> None:
+        self.tokenizer = tokenizer
+        self.grid = grid
+        have = _action_tokens(tokenizer)
+        self.num_added = 0
+        if not have:
+            tokens = [action_token(index) for index in range(grid.total)]
+            self.num_added = int(tokenizer.add_tokens(tokens, special_tokens=True))
+            have = _action_tokens(tokenizer)
+        self.begin_id = _check_tokens(have, grid)
+
+    @property
+    def end_id(self) -> int:
+        """Absolute id after the last action token."""
+        return self.begin_id + self.grid.total
+
+    def encode(self, actions: Any) -> Any:
+        """Normalised actions (n, 7) to absolute ids (n, 3) int64: translation, rotation, gripper.
+
+        ValueError as `ActionGrid.encode`.
+        """
+        return self.grid.encode(actions) + self.begin_id
+
+    def decode(self, ids: Any, *, mode: Any = None) -> Any:
+        """Absolute ids (n, 3) to normalised actions (n, 7) float64.
+
+        ValueError names the id that is no action token, or one of another slot.
+        """
+        array = to_numpy(ids)
+        if array.ndim == 1 and len(array) == 3:
+            array = array[None]
+        self.grid.check_ids(array, begin=self.begin_id)
+        relative = array.astype(np.int64) - self.begin_id
+        return like(self.grid.decode(relative, mode=mode), ids)
+
+    def text(self, actions: Any) -> str:
+        """The tokens of normalised actions (n, 7) as one string, three per action."""
+        return "".join(action_token(int(i)) for i in to_numpy(self.grid.encode(actions)).ravel())
+
+
+def action_token(index: int) -> str:
+    """Name of the action token with a relative id."""
+    return f"<ACTION{index:05d}>"
+
+
+def _action_tokens(tokenizer: Any) -> dict[int, int]:
+    """{relative id: absolute id} of the tokens called <ACTIONn>."""
+    return {
+        int(token[7:-1]): index
+        for token, index in tokenizer.get_vocab().items()
+        if token.startswith("<ACTION") and token.endswith(">") and token[7:-1].isdigit()
+    }
+
+
+def _check_tokens(have: dict[int, int], grid: ActionGrid) -> int:
+    """Absolute id of the first action token; ValueError unless the grid's tokens are all there."""
+    if len(have) != grid.total or set(have) != set(range(grid.total)):
+        missing = next((i for i in range(grid.total) if i not in have), None)
+        detail = "" if missing is None else f" (the first one missing is {action_token(missing)})"
+        raise ValueError(
+            f"the tokenizer has {len(have)} action tokens but the grid with bins {grid.bins} needs "
+            f"{grid.total}{detail}; fit tokenizer, embeddings and grid to each other with "
+            "`spatialvla-ft grids resize`"
+        )
+    begin = have[0]
+    wrong = next((i for i in range(grid.total) if have[i] != begin + i), None)
+    if wrong is not None:
+        raise ValueError(
+            f"action tokens must have contiguous ids: {action_token(wrong)} has id {have[wrong]}, "
+            f"not {begin + wrong}; build the tokenizer anew from one without action tokens, or run "
+            "`spatialvla-ft grids resize`"
+        )
+    return begin
