@@ -1,0 +1,24 @@
+"""From demonstrations on disk to samples: index, cards, standard steps, sampling."""
+
+from spatialvla_ft.data.cards import Card, load_cards
+from spatialvla_ft.data.dataset import RldsDataset, holdout, open_dataset
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.rlds.index import FrameIndex, build_index
+from spatialvla_ft.data.sample import Sample
+from spatialvla_ft.data.sampler import Sampler
+from spatialvla_ft.data.standardise import Standardised, standardise
+
+__all__ = [
+    "Card",
+    "DatasetError",
+    "FrameIndex",
+    "RldsDataset",
+    "Sample",
+    "Sampler",
+    "Standardised",
+    "build_index",
+    "holdout",
+    "load_cards",
+    "open_dataset",
+    "standardise",
+]

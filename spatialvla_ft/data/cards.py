@@ -1,0 +1,273 @@
+"""Dataset cards: how the columns of an RLDS dataset become one standard step, as data.
+
+The format is described in `data_mixtures/README.md`; a card is checked whole when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+from jaxtyping import Float64
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from spatialvla_ft.actions.spaces import ActionGroup, ActionSpace, end_effector_delta
+from spatialvla_ft.data.card_yaml import Located, load_yaml
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.terms import Term, parse_term
+
+SCHEMA_VERSION = 1
+
+
+def _term(raw: Any) -> Any:
+    return raw if isinstance(raw, Term) else parse_term(raw)
+
+
+TermField = Annotated[Any, BeforeValidator(_term)]
+Slot = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Language(_Model):
+    """Where the instruction lies and how it is written."""
+
+    kind: Literal["string", "string_array", "utf8_codepoints", "none"] = "string"
+    key: str | None = "language_instruction"
+    end: Literal["nul"] | None = None
+    uninformative: bool = False
+
+
+class Drop(_Model):
+    """Steps removed before anything else."""
+
+    first: int = Field(0, ge=0)
+
+
+class RotationTerms(_Model):
+    """Terms that are 3 wide together, and what the raw numbers are."""
+
+    raw: Literal[
+        "labelled_euler", "euler_state_diff", "axis_angle", "quat_xyzw", "wrist_angle_only", "zero"
+    ]
+    terms: list[TermField]
+
+
+class Action(_Model):
+    """Terms of the action: translation and rotation, or joints; then the gripper, 1 = open."""
+
+    encoding: Literal["EEF_POS", "EEF_R6", "JOINT_POS", "JOINT_POS_BIMANUAL"] = "EEF_POS"
+    loadable: bool = True
+    translation: list[TermField] | None = None
+    rotation: RotationTerms | None = None
+    joints: list[TermField] | None = None
+    gripper: list[TermField]
+
+    @pydantic.model_validator(mode="after")
+    def _one_kind(self) -> Action:
+        arm = self.translation is not None and self.rotation is not None
+        if arm == (self.joints is not None):
+            raise ValueError("an action has translation and rotation, or joints")
+        return self
+
+    @property
+    def terms(self) -> list[Term]:
+        """All terms in the order of the action."""
+        arm = self.joints or [*(self.translation or []), *(self.rotation or _NO_TERMS).terms]
+        return [*arm, *self.gripper]
+
+
+_NO_TERMS = RotationTerms(raw="zero", terms=[])
+
+
+class Relabel(_Model):
+    """Action dimensions replaced by the change of the state; the last step is dropped then."""
+
+    dims: tuple[int, int]
+    source: TermField = Field(alias="from")
+    rule: Literal["next_minus_current"]
+
+
+class Proprio(_Model):
+    """Terms of the robot's state."""
+
+    encoding: Literal["POS_EULER", "POS_QUAT", "JOINT", "JOINT_BIMANUAL", "NONE"] | None = None
+    terms: list[TermField]
+
+
+class MotionFilter(_Model):
+    """Drop a step if no action of its chunk moves: the normalised motion is below `tol`."""
+
+    kind: Literal["drop_if_motion_is_zero"]
+    stage: Literal["after_normalisation"]
+    dims: tuple[int, int]
+    tol: float
+    q01: list[float]
+    q99: list[float]
+
+
+class Swap(_Model):
+    """Two cameras change places with probability `p`, for a whole trajectory."""
+
+    swap: tuple[Slot, Slot]
+    p: float = Field(ge=0, le=1)
+    scope: Literal["trajectory"]
+
+
+class Intrinsics(_Model):
+    """Pinhole camera in pixels of a `width` x `height` image; pixel centres at +0.5."""
+
+    fx: float = Field(gt=0)
+    fy: float = Field(gt=0)
+    cx: float
+    cy: float
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    grade: str | None = None
+    source: str | None = None
+
+    def matrix(self, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
+        """K for the same picture squashed to `width` x `height`."""
+        x, y = width / self.width, height / self.height
+        return np.array(
+            [[self.fx * x, 0, self.cx * x], [0, self.fy * y, self.cy * y], [0, 0, 1]], np.float64
+        )
+
+
+class Template(_Model):
+    """A card without cameras, for datasets that a user brings."""
+
+    action: Action
+    proprio: Proprio | None = None
+
+
+class Card(_Model):
+    """How one dataset becomes standard steps. `source_hash` is of the card's own text."""
+
+    name: str
+    version: str
+    robot: str | None = None
+    robot_src: str | None = None
+    control_hz: float | None = Field(None, gt=0)
+    hz_src: str | None = None
+    cameras: dict[Slot, TermField] | None = None
+    depth: dict[Slot, TermField] = {}
+    depth_scale: float | None = Field(None, gt=0)
+    intrinsics: dict[Slot, str | Intrinsics] = {}
+    extrinsics: dict[Slot, str] = {}
+    language: Language = Language()
+    drop: Drop = Drop()
+    action: Action
+    relabel: Relabel | None = None
+    proprio: Proprio | None = None
+    filters: list[MotionFilter] = []
+    augment: list[Swap] = []
+    offline: dict[str, Any] | None = None
+    variants: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    source_hash: str = ""
+
+    @pydantic.model_validator(mode="after")
+    def _slots_are_cameras(self) -> Card:
+        have = set(self.cameras or {})
+        for field in ("depth", "intrinsics", "extrinsics"):
+            unknown = set(getattr(self, field)) - have
+            if unknown:
+                raise ValueError(
+                    f"{field} for {sorted(unknown)}, but the cameras are {sorted(have)}"
+                )
+        return self
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """Names, units and frames of the standard action."""
+        if self.action.joints is None:
+            return end_effector_delta(self.control_hz)
+        raise DatasetError(
+            f"card {self.name!r}: the action is in joint space ({self.action.encoding}); "
+            "action_space_of(dim) names its joints"
+        )
+
+    def action_space_of(self, dim: int) -> ActionSpace:
+        """The action space when the action is `dim` wide; joints are counted from 1."""
+        if self.action.joints is None:
+            return self.action_space
+        names = tuple(f"joint_{i}" for i in range(1, dim))
+        return ActionSpace(
+            groups=(
+                ActionGroup("joint", names, "rad", "joint"),
+                ActionGroup("gripper", ("gripper",), "1 = open, 0 = closed", "absolute"),
+            ),
+            control_hz=self.control_hz,
+        )
+
+
+def load_cards(path: str | Path) -> dict[str, Card]:
+    """All cards of a YAML file, checked.
+
+    Raises:
+        DatasetError: every mistake at once, each with file and line.
+    """
+    path = Path(path)
+    document = load_yaml(path)
+    content = document.value
+    if not isinstance(content, dict) or not isinstance(content.get("cards"), dict):
+        raise DatasetError(f"{path}: a card file has schema_version and cards: {{<name>: <card>}}")
+    problems = []
+    allowed = {"schema_version", "defaults", "cards", "templates"}
+    problems += [
+        f"{document.where((key,))}: unknown key {key!r}; allowed are {sorted(allowed)}"
+        for key in content.keys() - allowed
+    ]
+    if content.get("schema_version") != SCHEMA_VERSION:
+        problems.append(
+            f"{document.where(('schema_version',))}: schema_version {content.get('schema_version')}"
+            f" is not {SCHEMA_VERSION}"
+        )
+    defaults = content.get("defaults") or {}
+    cards = {}
+    for name, raw in content["cards"].items():
+        if not isinstance(raw, dict):
+            problems.append(f"{document.where(('cards', name))}: a card is a mapping, got {raw!r}")
+            continue
+        full = _with_defaults(raw, defaults)
+        digest = hashlib.sha256(json.dumps(full, sort_keys=True, default=str).encode()).hexdigest()
+        try:
+            cards[name] = Card.model_validate({**full, "name": name, "source_hash": digest})
+        except pydantic.ValidationError as error:
+            problems += _explain(error, document, ("cards", name))
+    for name, raw in (content.get("templates") or {}).items():
+        try:
+            Template.model_validate(_with_defaults(raw, {}))
+        except pydantic.ValidationError as error:
+            problems += _explain(error, document, ("templates", name))
+    if problems:
+        raise DatasetError("\n".join(problems))
+    return cards
+
+
+def _with_defaults(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Keys of `raw` win; the action is filled key by key, all else as a whole."""
+    full = {**defaults, **raw}
+    if isinstance(raw.get("action"), dict) and isinstance(defaults.get("action"), dict):
+        full["action"] = {**defaults["action"], **raw["action"]}
+    return full
+
+
+def _explain(
+    error: pydantic.ValidationError, document: Located, prefix: tuple[str, ...]
+) -> list[str]:
+    lines = []
+    for item in error.errors():
+        location = (*prefix, *item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key"
+        lines.append(f"{document.where(location)}: {'.'.join(map(str, location))}: {message}")
+    return lines

@@ -1,0 +1,314 @@
+"""The frame index: any encoded image of an RLDS dataset by one `pread`, any column by mmap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.rlds import build
+from spatialvla_ft.data.rlds import columns as col
+from spatialvla_ft.data.rlds.features import Leaf, read_dataset_info, read_features
+
+INDEX_DIR = "frame_index"
+OPEN_FILES = 16
+
+
+def build_index(
+    dataset_dir: str | Path,
+    *,
+    out: str | Path | None = None,
+    verify_crc: bool = True,
+    rebuild: bool = False,
+    progress: build.Progress | None = None,
+) -> FrameIndex:
+    """Index an RLDS dataset, or open its index if there is a fresh one.
+
+    Args:
+        dataset_dir: version directory of the dataset, e.g. `bridge_orig/1.0.0`.
+        out: directory of the index; `<dataset_dir>/frame_index` if not given.
+        verify_crc: check the CRC of every record while scanning.
+        rebuild: replace an index that is already there.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        DatasetError: no RLDS dataset, a damaged shard, an unsupported feature, a stale index, or
+            no place to write to.
+    """
+    dataset_dir = Path(dataset_dir)
+    place = Path(out) if out is not None else dataset_dir / INDEX_DIR
+    if place.exists() and not (place / build.META).exists() and any(place.iterdir()):
+        raise DatasetError(f"{place} exists and is no frame index; pass another directory as out=")
+    if rebuild or not (place / build.META).exists():
+        if place.exists():
+            shutil.rmtree(place)
+        build.write_index(dataset_dir, place, verify_crc=verify_crc, progress=progress)
+    return FrameIndex(place, dataset_dir=dataset_dir)
+
+
+class FrameIndex:
+    """An opened index. Files are opened per process, so that it may cross fork and spawn.
+
+    Episodes are numbered over all splits, `train` first; `splits` gives the range of each. Keys
+    are dotted below a step (`observation.image`); the record's own names
+    (`steps/observation/image`) are understood too.
+
+    Args:
+        path: directory of the index.
+        dataset_dir: where the shards are now; what the index remembers if not given.
+
+    Raises:
+        DatasetError: no index, or one that does not fit the dataset any more.
+    """
+
+    def __init__(self, path: str | Path, *, dataset_dir: str | Path | None = None) -> None:
+        self.path = Path(path)
+        try:
+            meta = json.loads((self.path / build.META).read_text())
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{self.path} is no frame index; make one: spatialvla-ft data index DATASET_DIR"
+            ) from None
+        if dataset_dir is None:
+            beside = self.path.name == INDEX_DIR and (self.path.parent / "features.json").exists()
+            dataset_dir = self.path.parent if beside else meta["dataset_dir"]
+        self.dataset_dir = Path(dataset_dir)
+        self._check_fresh(meta)
+        self.name: str = meta["dataset"]
+        self.version: str = meta["version"]
+        self.num_steps: int = meta["num_steps"]
+        self.num_episodes: int = meta["num_episodes"]
+        self.crc_verified: bool = meta["crc_verified"]
+        self.feature_hash: str = meta["feature_hash"]
+        self._shards = [self.dataset_dir / shard["name"] for shard in meta["shards"]]
+        self._meta_shards = meta["shards"]
+        self.splits: dict[str, range] = {}
+        start = 0
+        for split, count in meta["splits"].items():
+            self.splits[split] = range(start, start + count)
+            start += count
+        self.leaves: dict[str, Leaf] = {leaf.path: leaf for leaf in read_features(self.dataset_dir)}
+        self._pid = -1
+
+    def __repr__(self) -> str:
+        return (
+            f"FrameIndex({self.name}/{self.version}: {self.num_steps} steps, "
+            f"{self.num_episodes} episodes, splits {list(self.splits)})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        mapped = ("_fds", "_steps", "_episodes", "_step_starts", "episode_table")
+        return {k: v for k, v in self.__dict__.items() if k not in mapped} | {"_pid": -1}
+
+    def _check_fresh(self, meta: dict[str, Any]) -> None:
+        cure = (
+            f"build the index anew: spatialvla-ft data index {self.dataset_dir} --rebuild "
+            f"(it lies in {self.path})"
+        )
+        version = meta.get("format_version")
+        if version != build.FORMAT_VERSION:
+            raise DatasetError(
+                f"stale index: format version {version}, this program writes "
+                f"{build.FORMAT_VERSION}; {cure}"
+            )
+        now = build.shard_table(self.dataset_dir, read_dataset_info(self.dataset_dir))
+        was = meta["shards"]
+        for old, new in zip(was, now, strict=False):
+            if old["name"] != new["name"] or old["split"] != new["split"]:
+                raise DatasetError(f"stale index: shard {old['name']} is now {new['name']}; {cure}")
+            for what, unit in (("size", "bytes"), ("mtime_ns", "ns")):
+                if old[what] != new[what]:
+                    raise DatasetError(
+                        f"stale index: shard {new['name']} changed its {what} from {old[what]} to "
+                        f"{new[what]} {unit} since it was indexed; {cure}"
+                    )
+        if len(was) != len(now):
+            raise DatasetError(
+                f"stale index: {len(was)} shards were indexed, the dataset now has {len(now)}; "
+                f"first difference {(was + now)[min(len(was), len(now))]['name']}; {cure}"
+            )
+        if meta["feature_hash"] != build.feature_hash(self.dataset_dir):
+            raise DatasetError(
+                f"stale index: {self.dataset_dir / 'features.json'} has changed; {cure}"
+            )
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Changes whenever the data may have changed: shard names, sizes, times and features."""
+        text = json.dumps([self.name, self.version, self.feature_hash, self._meta_shards])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _open(self) -> None:
+        """Map the tables and forget files opened by another process."""
+        if self._pid == os.getpid():
+            return
+        self._fds: OrderedDict[int, int] = OrderedDict()
+        self._steps = _Batches(self.path / build.STEPS)
+        self._episodes = _Batches(self.path / build.EPISODES)
+        parts = [self._episodes.batch(i) for i in range(len(self._episodes.starts) - 1)]
+        names = ("shard", "offset", "length", "first_step", "num_steps")
+        self.episode_table: dict[str, NDArray[np.int64]] = {
+            name: np.concatenate([part.column(f"@{name}").to_numpy() for part in parts])
+            for name in names
+        }
+        self._pid = os.getpid()
+
+    @property
+    def episode_lengths(self) -> NDArray[np.int64]:
+        """(num_episodes,) steps of every episode."""
+        self._open()
+        return self.episode_table["num_steps"]
+
+    def leaf(self, key: str) -> Leaf:
+        """The feature called `key`; DatasetError with the names there are."""
+        leaf = self.leaves.get(key)
+        if leaf is None:
+            wire = key.removeprefix("steps/")
+            found = [
+                leaf
+                for leaf in self.leaves.values()
+                if key == leaf.wire or wire == leaf.wire.removeprefix("steps/")
+            ]
+            if not found:
+                raise DatasetError(
+                    f"{self.name} has no feature {key!r}; it has {sorted(self.leaves)}"
+                )
+            leaf = found[0]
+        return leaf
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """Names of the encoded images of a step."""
+        leaves = self.leaves.values()
+        return tuple(leaf.path for leaf in leaves if leaf.kind == "image" and leaf.level == "step")
+
+    def image_bytes(self, episode: int, step: int, key: str) -> Any:
+        """Encoded image as the dataset stores it; b"" where there is none.
+
+        A list (of lists) of them if the feature is a sequence of images.
+        """
+        leaf = self.leaf(key)
+        if leaf.kind != "image":
+            raise DatasetError(f"{key!r} of {self.name} is no image; read it with column()")
+        self._check_episode(episode)
+        shard = int(self.episode_table["shard"][episode])
+        if leaf.level == "step":
+            self._check_step(episode, step)
+            table, row = self._steps, int(self.episode_table["first_step"][episode]) + step
+        else:
+            table, row = self._episodes, episode
+        batch, local = table.locate(row)
+        offset = batch.column(leaf.path + col.OFFSET)[local].as_py()
+        size = batch.column(leaf.path + col.LENGTH)[local].as_py()
+        return self._read(shard, offset, size)
+
+    def _read(self, shard: int, offset: Any, size: Any) -> Any:
+        if isinstance(offset, list):
+            return [self._read(shard, o, n) for o, n in zip(offset, size, strict=True)]
+        if size == 0:
+            return b""
+        data = os.pread(self._fd(shard), size, offset)
+        if len(data) != size:
+            raise DatasetError(
+                f"{self._shards[shard]}: {len(data)} of {size} bytes at byte {offset}; the shard "
+                "changed after it was opened"
+            )
+        return data
+
+    def _fd(self, shard: int) -> int:
+        fd = self._fds.pop(shard, None)
+        if fd is None:
+            fd = os.open(self._shards[shard], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            if len(self._fds) >= OPEN_FILES:
+                os.close(self._fds.popitem(last=False)[1])
+        self._fds[shard] = fd
+        return fd
+
+    def column(self, key: str, episode: int) -> Any:
+        """All values of a feature in an episode.
+
+        Returns:
+            (steps, *shape) array in the dtype that the dataset declares, bytes as an object array;
+            a list with one entry per step where the length varies. The value alone for a feature
+            of the episode (`episode_metadata.seed`).
+        """
+        leaf = self.leaf(key)
+        self._check_episode(episode)
+        if leaf.level == "episode":
+            return self._rows(leaf, self._episodes, episode, 1)[0]
+        first, count = (int(self.episode_table[n][episode]) for n in ("first_step", "num_steps"))
+        return self._rows(leaf, self._steps, first, count)
+
+    def value(self, key: str, episode: int, step: int) -> Any:
+        """A feature at one step; of an episode's feature, its value."""
+        leaf = self.leaf(key)
+        self._check_episode(episode)
+        if leaf.level == "episode":
+            return self._rows(leaf, self._episodes, episode, 1)[0]
+        self._check_step(episode, step)
+        first = int(self.episode_table["first_step"][episode])
+        return self._rows(leaf, self._steps, first + step, 1)[0]
+
+    def _rows(self, leaf: Leaf, table: _Batches, row: int, count: int) -> Any:
+        if leaf.kind == "image":
+            raise DatasetError(
+                f"{leaf.path!r} of {self.name} is an image; read it with image_bytes()"
+            )
+        batch, local = table.locate(row)
+        names = [leaf.path, leaf.path + col.SHAPE]
+        columns = {n: batch.column(n).slice(local, count) for n in names if n in batch.schema.names}
+        return col.from_arrow(leaf, columns)
+
+    def trajectory(self, episode: int, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """Columns of an episode by dotted name; all but images unless `keys` are given."""
+        if keys is None:
+            leaves = self.leaves.values()
+            keys = tuple(x.path for x in leaves if x.level == "step" and x.kind != "image")
+        return {key: self.column(key, episode) for key in keys}
+
+    def _check_episode(self, episode: int) -> None:
+        self._open()
+        if not 0 <= episode < self.num_episodes:
+            raise IndexError(
+                f"episode {episode} of {self.name}: it has {self.num_episodes} episodes"
+            )
+
+    def _check_step(self, episode: int, step: int) -> None:
+        length = int(self.episode_table["num_steps"][episode])
+        if not 0 <= step < length:
+            raise IndexError(
+                f"step {step} of episode {episode} of {self.name}: it has {length} steps"
+            )
+
+
+class _Batches:
+    """Record batches of a memory-mapped Arrow file, found by row."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._cache: dict[int, pa.RecordBatch] = {}
+        count = self._reader.num_record_batches
+        self.starts = np.zeros(count + 1, np.int64)
+        for i in range(count):
+            self.starts[i + 1] = self.starts[i] + self.batch(i).num_rows
+
+    def batch(self, i: int) -> pa.RecordBatch:
+        if i not in self._cache:
+            self._cache[i] = self._reader.get_batch(i)
+        return self._cache[i]
+
+    def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
+        """(batch, row in it) of a row of the whole table."""
+        i = int(np.searchsorted(self.starts, row, side="right")) - 1
+        i = min(i, len(self.starts) - 2)
+        return self.batch(i), row - int(self.starts[i])

@@ -1,0 +1,135 @@
+"""From the raw columns of a trajectory to standard actions, proprioception and language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from spatialvla_ft.actions.spaces import RawActions
+from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.terms import Term
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """One trajectory, T steps after the card's drops.
+
+    Attributes:
+        action: (T, 7) float32 in the robot's units, the gripper absolute with 1 = open; joints and
+            gripper for a joint-space card.
+        proprio: (T, n) float32, or None if the card has none.
+        language: what the robot was told at each step, or None if the dataset has no words.
+        images: slot -> key of the image.
+        steps: (T,) which raw step each row was.
+    """
+
+    action: RawActions
+    proprio: Float32[np.ndarray, "T n"] | None
+    language: list[str] | None
+    images: dict[str, str]
+    steps: Int64[np.ndarray, " T"]
+
+
+def flatten(trajectory: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys; dotted keys pass."""
+    flat = {}
+    for key, value in trajectory.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def wanted_keys(card: Card) -> tuple[str, ...]:
+    """Columns that `standardise` reads."""
+    terms: list[Term] = list(card.action.terms)
+    terms += card.proprio.terms if card.proprio else []
+    terms += [card.relabel.source] if card.relabel else []
+    keys = [term.path for term in terms if term.path is not None]
+    if card.language.kind != "none" and card.language.key:
+        keys.append(card.language.key)
+    return tuple(dict.fromkeys(keys))
+
+
+def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
+    """Apply a card to the columns of one trajectory.
+
+    Args:
+        card: how to read the dataset.
+        trajectory: nested, or with dotted keys; (T, ...) arrays, text as bytes or str.
+
+    Raises:
+        DatasetError: the card reads what is not there, or the widths do not fit.
+    """
+    raw = flatten(trajectory)
+    first = card.drop.first
+    keys = wanted_keys(card)
+    missing = [key for key in keys if key not in raw]
+    if missing:
+        raise DatasetError(
+            f"card {card.name!r} reads {missing}, the dataset has {sorted(raw)}; mend the card"
+        )
+    lengths = {key: len(raw[key]) for key in keys}
+    if len(set(lengths.values())) > 1:
+        raise DatasetError(f"card {card.name!r}: columns of different lengths {lengths}")
+    columns = {key: raw[key][first:] for key in keys}
+    count = max(0, next(iter(lengths.values()), 0) - first)
+    action = _join(card, "action", card.action.terms, columns, count)
+    if card.action.joints is None and action.shape[1] != 7:
+        raise DatasetError(
+            f"card {card.name!r}: translation 3, rotation 3 and gripper 1 make 7 columns, the terms "
+            f"give {action.shape[1]}; mend the slices"
+        )
+    proprio = None
+    if card.proprio:
+        proprio = _join(card, "proprio", card.proprio.terms, columns, count)
+    language = _language(card, columns)
+    steps = np.arange(first, first + count, dtype=np.int64)
+    if card.relabel and count:
+        low, high = card.relabel.dims
+        state = _join(card, "relabel", [card.relabel.source], columns, count)
+        action = action[:-1].copy()
+        action[:, low:high] = state[1:] - state[:-1]
+        steps = steps[:-1]
+        proprio = None if proprio is None else proprio[:-1]
+        language = None if language is None else language[:-1]
+    images = {slot: term.path for slot, term in (card.cameras or {}).items()}
+    return Standardised(RawActions(action), proprio, language, images, steps)
+
+
+def _join(
+    card: Card, what: str, terms: list[Term], columns: Mapping[str, Any], count: int
+) -> Float32[np.ndarray, "T n"]:
+    try:
+        parts = [term.evaluate(columns, count).astype(np.float32) for term in terms]
+        return np.concatenate(parts, axis=-1)
+    except (ValueError, IndexError) as error:
+        raise DatasetError(f"card {card.name!r}, {what}: {error}") from None
+
+
+def _language(card: Card, columns: Mapping[str, Any]) -> list[str] | None:
+    language = card.language
+    if language.kind == "none" or language.key is None:
+        return None
+    values = np.asarray(columns[language.key])
+    if language.kind == "utf8_codepoints":
+        return [_codepoints(row) for row in values]
+    if language.kind == "string_array":
+        return [_text(row.ravel()[0]) if row.size else "" for row in values]
+    return [_text(row) for row in values.reshape(len(values))]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _codepoints(row: np.ndarray) -> str:
+    """Unicode code points up to the first 0."""
+    ends = np.flatnonzero(row == 0)
+    return "".join(map(chr, row[: ends[0] if ends.size else None].tolist()))
