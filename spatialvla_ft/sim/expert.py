@@ -1,0 +1,162 @@
+"""Scripted experts: the next action as a pure function of the true state.
+
+They keep no memory, so they recover from any state: whatever phase a task is in is read off the
+state itself. All motion is proportional near its goal and saturates smoothly far away.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64
+
+from spatialvla_ft.sim.env import TabletopEnv
+from spatialvla_ft.sim.robots import Robot
+from spatialvla_ft.sim.state import BlockState, WorldState
+from spatialvla_ft.sim.tasks import PLACE_DISTANCE, Task, relation_holds
+
+GAIN = 2.0
+"""1/s: share of the remaining way covered per second, over the control rate."""
+HOVER = 0.07
+"""Metres above a block at which the tool arrives before it goes down."""
+CLEARANCE = 0.03
+"""Metres between a carried block and whatever it passes over."""
+GRASP_DEPTH = 0.026
+"""Metres that the fingertips reach below a block's top."""
+ALIGNED = 0.008
+LOWERED = 0.008
+
+
+def expert(env: TabletopEnv) -> Float64[np.ndarray, 7]:
+    """The expert's action (metres, radians, gripper) in the environment's present state."""
+    return expert_action(env.robot, env.task, env.state())
+
+
+def expert_action(robot: Robot, task: Task, state: WorldState) -> Float64[np.ndarray, 7]:
+    """The expert's action for a task in a state; base frame, robot units."""
+    named = state.blocks[0]
+    if task.name == "touch":
+        return _touch(robot, state)
+    if task.places and relation_holds(task, named, state.blocks[1]) and _stands(named):
+        return _retreat(robot, state)
+    if named.held:
+        return _carry(robot, task, state) if task.places else _lift(robot, state)
+    return _grasp(robot, state)
+
+
+def _touch(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
+    block = state.blocks[0]
+    away = np.linalg.norm(block.position[:2] - state.tool[:2])
+    height = block.top + min(HOVER, 0.8 * max(0.0, away - 0.02))
+    goal = np.array([*block.position[:2], height])
+    return _toward(robot, state, goal, _nearest_yaw(state, block.yaw), 0.0)
+
+
+def _grasp(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
+    """Come from above, aligned with the block's short side, then close."""
+    block = state.blocks[0]
+    height = max(block.bottom + 0.006, block.top - GRASP_DEPTH)
+    yaw = _nearest_yaw(state, block.yaw)
+    away = np.linalg.norm(block.position[:2] - state.tool[:2])
+    off = away + 0.06 * abs(yaw - state.rpy[2])
+    lowered = state.tool[2] - height < LOWERED
+    if off < (0.015 if lowered else ALIGNED) and lowered:
+        return _toward(robot, state, np.array([*block.position[:2], height]), yaw, 0.0)
+    margin = 4.0 * max(0.0, off - 0.5 * ALIGNED)
+    if state.opening < 0.9:
+        margin = HOVER
+    goal = np.array([*block.position[:2], height + min(HOVER + GRASP_DEPTH, margin)])
+    return _toward(robot, state, goal, yaw, 1.0, rise_first=_rise_needed(state))
+
+
+def _rise_needed(state: WorldState) -> float:
+    """Height below which sideways motion would hit a block near the tool, metres."""
+    near = [
+        block.top
+        for block in state.blocks
+        if np.linalg.norm(block.position[:2] - state.tool[:2]) < 0.10
+        and np.linalg.norm(block.position[:2] - state.blocks[0].position[:2]) > 0.0
+    ]
+    return max(near, default=-1.0)
+
+
+def _lift(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
+    block = state.blocks[0]
+    rise = block.start_height + 0.10 - block.position[2]
+    goal = state.tool + np.array([0.0, 0.0, rise])
+    return _toward(robot, state, goal, float(state.rpy[2]), 0.0)
+
+
+def _carry(robot: Robot, task: Task, state: WorldState) -> Float64[np.ndarray, 7]:
+    """Up, across and down to the goal, then open."""
+    named, reference = state.blocks[0], state.blocks[1]
+    yaw = float(state.rpy[2])
+    table = min(block.start_height - block.half_size[2] - block.riser for block in state.blocks)
+    if task.on_top:
+        place, support = reference.position[:2], reference.top
+        yaw = _nearest_yaw(state, reference.yaw)
+    else:
+        place = reference.position[:2] + PLACE_DISTANCE * np.array(task.direction)
+        support = table
+    offset = state.tool - named.position
+    low = support + named.half_height
+    away = np.linalg.norm(place - named.position[:2]) + 0.03 * abs(yaw - state.rpy[2])
+    if away < 1.5 * ALIGNED and named.bottom - support < 0.006:
+        return _toward(robot, state, state.tool, yaw, 1.0)
+    cross = max(_obstacle(block) for block in state.blocks[1:])
+    cross = max(cross, named.riser + table) + CLEARANCE + named.half_height
+    height = low + min(max(cross - low, 0.0), 4.0 * max(0.0, away - 0.5 * ALIGNED))
+    goal = np.array([*place, height]) + offset
+    free = cross + offset[2] if away > 0.06 else -1.0
+    # The last centimetre is pressed a little, so that contact is certain.
+    goal[2] -= 0.003
+    return _toward(robot, state, goal, yaw, 0.0, rise_first=free)
+
+
+def _retreat(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
+    """Open, then straight up."""
+    rise = 0.08 if state.opening > 0.8 else 0.0
+    goal = state.tool + np.array([0.0, 0.0, rise])
+    return _toward(robot, state, goal, float(state.rpy[2]), 1.0)
+
+
+def _obstacle(block: BlockState) -> float:
+    """Height that a carried block must clear above this one, metres."""
+    return block.top
+
+
+def _stands(block: BlockState) -> bool:
+    return block.supported and block.speed < 0.08
+
+
+def _nearest_yaw(state: WorldState, yaw: float) -> float:
+    """`yaw` or its opposite, whichever the gripper reaches sooner; the fingers are symmetric."""
+    here = float(state.rpy[2])
+    return here + float((yaw - here + np.pi / 2) % np.pi - np.pi / 2)
+
+
+def _toward(
+    robot: Robot,
+    state: WorldState,
+    goal: Float64[np.ndarray, 3],
+    yaw: float,
+    gripper: float,
+    rise_first: float = -1.0,
+) -> Float64[np.ndarray, 7]:
+    """One smooth step of the tool to `goal` and to `yaw`, gripper pointing down.
+
+    Sideways motion is slowed while the tool is below `rise_first` (metres, base frame).
+    """
+    roll, pitch, here = state.rpy
+    way = goal - state.tool
+    turn = np.array([-roll, -pitch, yaw - here])
+    gain = GAIN / robot.control_hz
+    step = _soft_limit(gain * way, 0.9 * robot.max_translation)
+    step[:2] *= np.clip(1.0 - (rise_first - state.tool[2]) / 0.02, 0.0, 1.0)
+    rotation = _soft_limit(gain * turn, 0.9 * robot.max_rotation)
+    return np.concatenate([step, rotation, [gripper]])
+
+
+def _soft_limit(vector: Float64[np.ndarray, 3], limit: float) -> Float64[np.ndarray, 3]:
+    """Shorten a vector smoothly to a length below `limit`, keeping its direction."""
+    length = float(np.linalg.norm(vector))
+    return vector * (limit * np.tanh(length / limit) / max(length, 1e-12))

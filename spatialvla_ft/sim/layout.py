@@ -1,0 +1,127 @@
+"""Where the blocks stand at the start of an episode: a seeded random draw, base frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spatialvla_ft.sim.robots import Robot, Workspace
+from spatialvla_ft.sim.tasks import MAX_PLACE_ANGLE, PLACE_DISTANCE, Task, is_beside
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.10, 0.10),
+    "green": (0.10, 0.65, 0.15),
+    "blue": (0.10, 0.25, 0.90),
+    "yellow": (0.95, 0.85, 0.10),
+    "purple": (0.55, 0.15, 0.70),
+    "cyan": (0.10, 0.80, 0.85),
+}
+MIN_SPACING = 0.125
+"""Metres between block centres: room for an open gripper between neighbours."""
+MAX_YAW = np.deg2rad(60)
+RISER_HALF = 0.045
+RISER_SHARE = 0.4
+"""Share of the blocks that stand on a riser."""
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """A block at the start.
+
+    Attributes:
+        colour: key of `COLOURS`.
+        half_size: half extents, metres; x is the long side.
+        position: (x, y) of the centre, base frame, metres.
+        yaw: direction of the long side, radians.
+        riser: height of the block's support above the table, metres; 0 = on the table.
+    """
+
+    colour: str
+    half_size: tuple[float, float, float]
+    position: tuple[float, float]
+    yaw: float
+    riser: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Blocks (the named one first, then the reference if any) and the tool's starting pose."""
+
+    blocks: tuple[BlockLayout, ...]
+    tool: tuple[float, float, float]
+    tool_yaw: float
+
+
+def sample_layout(robot: Robot, task: Task, distractors: int, rng: np.random.Generator) -> Layout:
+    """Draw a layout in which the task is possible and not already done."""
+    count = block_count(task, distractors)
+    workspace = robot.workspace
+    colours = rng.permutation(list(COLOURS))[:count]
+    positions = _positions(workspace, task, count, rng)
+    blocks = tuple(
+        BlockLayout(
+            colour=str(colour),
+            half_size=(
+                rng.uniform(0.033, 0.037),
+                rng.uniform(0.018, 0.021),
+                rng.uniform(0.015, 0.030),
+            ),
+            position=(float(x), float(y)),
+            yaw=rng.uniform(-MAX_YAW, MAX_YAW),
+            riser=rng.uniform(0.015, 0.06) if rng.random() < RISER_SHARE else 0.0,
+        )
+        for colour, (x, y) in zip(colours, positions, strict=True)
+    )
+    spread = np.array([0.06, 0.08, 0.03])
+    tool = np.array(workspace.start) + rng.uniform(-spread, spread)
+    return Layout(blocks, tuple(float(v) for v in tool), rng.uniform(-0.3, 0.3))
+
+
+def block_count(task: Task, distractors: int) -> int:
+    """Blocks in an episode; ValueError if there are not enough colours for them."""
+    most = len(COLOURS) - 1 - task.places
+    if not 0 <= distractors <= most:
+        raise ValueError(
+            f"distractors: got {distractors}, allowed for {task.name!r} are 0 to {most}; "
+            "every block needs a colour of its own"
+        )
+    return 1 + task.places + distractors
+
+
+def _positions(
+    workspace: Workspace, task: Task, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(count, 2) centres; drawn until they are apart and the task makes sense."""
+    low = np.array([workspace.x[0], workspace.y[0]])
+    high = np.array([workspace.x[1], workspace.y[1]])
+    for _ in range(20_000):
+        positions = rng.uniform(low, high, (count, 2))
+        gaps = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+        if count > 1 and gaps[np.triu_indices(count, 1)].min() < MIN_SPACING:
+            continue
+        if task.direction is None or _place_is_free(workspace, task.direction, positions):
+            return positions
+    raise AssertionError(f"no layout for {count} blocks in {workspace}")
+
+
+def _place_is_free(
+    workspace: Workspace, direction: tuple[float, float], positions: np.ndarray
+) -> bool:
+    """The goal beside the reference is in reach and empty, and not where the block is already."""
+    named, reference = positions[0], positions[1]
+    goal = reference + PLACE_DISTANCE * np.array(direction)
+    within = (workspace.reach_x[0] <= goal[0] <= workspace.reach_x[1]) and (
+        workspace.reach_y[0] <= goal[1] <= workspace.reach_y[1]
+    )
+    others = np.delete(positions, 1, axis=0)
+    free = np.linalg.norm(others - goal, axis=1).min() >= MIN_SPACING
+    # A margin, so that a block which settles by a hair is not suddenly in the right place.
+    offset = named - reference
+    angle = np.arccos(np.clip(offset @ np.array(direction) / np.linalg.norm(offset), -1, 1))
+    return (
+        within
+        and free
+        and angle > MAX_PLACE_ANGLE + 0.15
+        and not is_beside(np.append(named, 0.0), np.append(reference, 0.0), direction)
+    )
