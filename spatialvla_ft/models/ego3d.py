@@ -1,0 +1,88 @@
+"""Ego3D position encoding: where, in the camera's own 3-D frame, each image patch looks.
+
+Every patch holds `reso x reso` points. Depth is averaged over the cell of each point, the point is
+back-projected, shifted and scaled to about [-1, 1], encoded with sines and cosines, and an MLP turns
+the encoding of one patch into a term that is added to its visual feature (SpatialVLA, section 3.1).
+
+Shape letters: B batch, G patches per side, P = G * G patches, R points per patch side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..geometry.backprojection import backproject, cell_centres
+from ..geometry.frequency import frequency_encoding
+
+CENTRE_METRES = (0.0, 0.0, 2.0)
+HALF_RANGE_METRES = 2.0
+
+
+def pool_depth(depth: Float[Tensor, "B H W"], cells: int) -> Float[Tensor, "B C C"]:
+    """Mean depth of each of cells x cells areas, over its valid pixels.
+
+    A pixel is valid where its depth is finite and positive. A cell without a valid pixel takes the
+    median of the image's valid pixels; an image without any raises ValueError.
+    """
+    depth = depth.float()
+    valid: Bool[Tensor, "B H W"] = torch.isfinite(depth) & (depth > 0)
+    size = (cells, cells)
+    if bool(valid.all()):
+        return F.interpolate(depth[:, None], size, mode="area")[:, 0]
+    if not bool(valid.flatten(1).any(1).all()):
+        empty = (~valid.flatten(1).any(1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"depth of image(s) {empty} of the batch has no valid pixel (finite and above 0 m); "
+            "check the sensor's unit and mask, or leave depth out to estimate it from the picture"
+        )
+    filled = torch.where(valid, depth, 0.0)
+    total = F.interpolate(filled[:, None], size, mode="area")[:, 0]
+    share = F.interpolate(valid[:, None].float(), size, mode="area")[:, 0]
+    medians = torch.stack([d[v].median() for d, v in zip(depth, valid, strict=True)])
+    return torch.where(share > 0, total / share.clamp_min(1e-12), medians[:, None, None])
+
+
+def patch_points(
+    depth: Float[Tensor, "B H W"],
+    intrinsics: Float[Tensor, "B 3 3"],
+    image_size: int,
+    patch_size: int,
+    reso: int,
+) -> Float[Tensor, "B P C"]:
+    """Points of every patch, metres in the camera frame, ordered (row, column, xyz).
+
+    C = 3 * reso * reso.
+    """
+    grid = image_size // patch_size
+    uv = cell_centres(image_size, patch_size / reso, device=depth.device)
+    depth_BCC = pool_depth(depth, grid * reso)
+    xyz = backproject(uv, depth_BCC.flatten(1), intrinsics)
+    xyz = xyz.view(-1, grid, reso, grid, reso, 3).transpose(2, 3)
+    return xyz.reshape(-1, grid * grid, 3 * reso * reso)
+
+
+class Ego3DPositionEmbedding(nn.Module):
+    """Frequency encoding of patch points, then Linear, LayerNorm, ReLU, Linear."""
+
+    def __init__(self, points_per_patch: int, num_freqs: int, hidden_size: int) -> None:
+        super().__init__()
+        self.num_freqs = num_freqs
+        self.position_embedding_head = nn.Sequential(
+            nn.Linear(points_per_patch * 3 * (2 * num_freqs + 1), hidden_size),
+            nn.LayerNorm(hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, hidden_size),
+        )
+
+    def forward(self, points: Float[Tensor, "B P C"]) -> Float[Tensor, "B P D"]:
+        """One vector per patch from its points, in metres.
+
+        The points are shifted by (0, 0, 2) m and halved, which takes a tabletop to about [-1, 1],
+        and encoded in float32; the MLP runs in its own dtype.
+        """
+        centre = points.new_tensor(CENTRE_METRES).repeat(points.shape[-1] // 3)
+        encoding = frequency_encoding((points - centre) / HALF_RANGE_METRES, self.num_freqs)
+        return self.position_embedding_head(encoding.to(self.position_embedding_head[0].weight.dtype))

@@ -1,0 +1,179 @@
+"""LoRA adapters: which modules they touch, how they are kept, how they find their base again.
+
+An adapter folder holds peft's files, the processor (grid, statistics, intrinsics of the new robot),
+and `spatial_rows.safetensors`: the spatial table, and the head's action rows, as they were after
+adaptation to the new grid and before training. With the base that `adapter_config.json` names, that
+is the whole model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..actions.adapt import adapt_embeddings
+from ..actions.grid import ActionGrid
+from .modeling_spatialvla import SpatialVLAForConditionalGeneration
+from .processing_spatialvla import SpatialVLAProcessor
+
+TARGETS = (
+    r"(language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    r"|vision_tower\.(.*\.)?encoder\.layers\.\d+\..*\.?(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+    r"|multi_modal_projector\.linear"
+    r"|position_embedding_3d\.position_embedding_head\.[03])"
+)
+"""Where the released recipe puts adapters; never ZoeDepth, the head or an embedding table."""
+
+ROWS_FILE = "spatial_rows.safetensors"
+BASE_FILE = "base.json"
+
+
+def attach_lora(
+    model: SpatialVLAForConditionalGeneration,
+    *,
+    rank: int = 32,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: str = TARGETS,
+    train_whole: tuple[str, ...] = (),
+) -> PeftModel:
+    """Freeze the model and give it trainable adapters.
+
+    Args:
+        model: the base.
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank; None means alpha = rank, scale 1.
+        dropout: on the adapters' input.
+        targets: regular expression over whole module names.
+        train_whole: modules trained whole rather than through an adapter, e.g.
+            "spatial_embed_tokens" or "position_embedding_3d".
+    """
+    missing = [name for name in train_whole if not _has_module(model, name)]
+    if missing:
+        raise ValueError(
+            f"the model has no module {missing}; lora.train_whole takes names such as "
+            "'spatial_embed_tokens', 'position_embedding_3d', 'multi_modal_projector'"
+        )
+    covered = "|".join(rf"{name}\..*" for name in train_whole)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        exclude_modules=rf".*({covered})" if covered else None,
+        modules_to_save=list(train_whole) or None,
+        init_lora_weights="gaussian",
+        bias="none",
+    )
+    return get_peft_model(model, config)
+
+
+def _has_module(model: torch.nn.Module, name: str) -> bool:
+    return any(full == name or full.endswith("." + name) for full, _ in model.named_modules())
+
+
+@torch.no_grad()
+def adapt_to_grid(
+    model: SpatialVLAForConditionalGeneration, old: ActionGrid, new: ActionGrid
+) -> None:
+    """Re-initialise spatial embeddings, and the head's action rows, for a new grid (in place).
+
+    Each row becomes the trilinear interpolation of the old rows at the new bin's centre.
+    """
+    table = model.spatial_embed_tokens.weight
+    table.copy_(adapt_embeddings(table.data, old, new))
+    if not model.config.tie_action_head:
+        rows = model.head_rows(slice(0, model.config.spatial_token_num))
+        rows.copy_(adapt_embeddings(rows.data.clone(), old, new))
+
+
+def spatial_rows(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor]:
+    """The spatial table and, where the head has rows of its own, the head's action rows."""
+    rows = {"spatial_embed_tokens": model.spatial_embed_tokens.weight.detach().clone()}
+    if not model.config.tie_action_head:
+        whole = slice(0, model.config.spatial_token_num)
+        rows["lm_head_action_rows"] = model.head_rows(whole).detach().clone()
+    return rows
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short hash of names, shapes and values of all parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_adapter(
+    peft_model: PeftModel,
+    processor: SpatialVLAProcessor,
+    rows: dict[str, Tensor],
+    folder: Path,
+    *,
+    base: str,
+    base_fingerprint: str,
+) -> None:
+    """Write an adapter folder; `base` is the checkpoint that training started from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for config in peft_model.peft_config.values():
+        config.base_model_name_or_path = base
+    peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+    processor.save_pretrained(folder)
+    save_file({k: v.contiguous() for k, v in rows.items()}, str(folder / ROWS_FILE))
+    content = {"base": base, "fingerprint": base_fingerprint}
+    (folder / BASE_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds an adapter rather than a whole model."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def load_with_adapter(
+    folder: Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
+) -> PeftModel:
+    """Base plus adapter, as trained.
+
+    Args:
+        folder: what `save_adapter` wrote.
+        base: where the base lies now, if it moved.
+        dtype: of the loaded weights.
+
+    Raises:
+        ValueError: the base is missing, or is another model than the one that was adapted.
+    """
+    recorded = json.loads((folder / BASE_FILE).read_text())
+    source = base or recorded["base"]
+    model = SpatialVLAForConditionalGeneration.from_pretrained(source, dtype=dtype)
+    have = fingerprint(model)
+    if dtype == torch.float32 and have != recorded["fingerprint"]:
+        raise ValueError(
+            f"{folder} was trained on a base with fingerprint {recorded['fingerprint']}, but "
+            f"{source} has {have}: it is another model, or already merged. Pass the original base"
+        )
+    rows = load_file(str(folder / ROWS_FILE))
+    with torch.no_grad():
+        model.spatial_embed_tokens.weight.copy_(rows["spatial_embed_tokens"])
+        if "lm_head_action_rows" in rows:
+            whole = slice(0, model.config.spatial_token_num)
+            model.head_rows(whole).copy_(rows["lm_head_action_rows"])
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def load_policy_model(
+    path: str | Path, *, dtype: torch.dtype = torch.float32
+) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
+    """Model in evaluation mode and its processor, from a checkpoint or an adapter folder."""
+    processor = SpatialVLAProcessor.from_pretrained(path)
+    if is_adapter(path):
+        model = load_with_adapter(Path(path), dtype=dtype).get_base_model()
+    else:
+        model = SpatialVLAForConditionalGeneration.from_pretrained(path, dtype=dtype)
+    return model.eval(), processor

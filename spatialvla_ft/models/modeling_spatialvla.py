@@ -1,0 +1,547 @@
+"""SpatialVLA on transformers' own Gemma 2, SigLIP and ZoeDepth, by composition.
+
+A picture becomes SigLIP patch features plus an Ego3D term, a linear projection takes them to the
+language model, and Gemma 2 continues the prompt with action tokens whose embeddings are a table of
+their own. Attribute names are the released ones, so released checkpoints load without key tables.
+
+Shape letters: B batch, T tokens, P patches, D hidden size, V vocabulary, S image side, L label rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    Cache,
+    Gemma2ForCausalLM,
+    GenerationMixin,
+    SiglipVisionModel,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..depth.zoe import PerImageMetricHeads, PerImageZoeDepth, estimate_depth
+from .configuration_spatialvla import SpatialVLAConfig
+from .decoding import greedy_actions
+from .ego3d import Ego3DPositionEmbedding, patch_points
+from .masks import attention_masks, suffix_from_ids
+from .released import fill_from_processor_config
+from .stem import ConvStem
+
+SDPA_REFUSED = (
+    "attn_implementation 'sdpa' is refused for the text tower: it cannot apply Gemma 2's soft cap "
+    "on attention scores and would silently change the logits; use 'eager', or 'flex_attention'"
+)
+
+
+@dataclass
+class SpatialVLAOutput(ModelOutput):
+    """What a forward pass returns.
+
+    Attributes:
+        loss: mean cross entropy over the label tokens, when labels were given.
+        logits: (B, T, V), or fewer rows as `logits_to_keep` asks.
+        past_key_values: the cache, when one is used.
+        hidden_states, attentions: of the language model, on request.
+        image_hidden_states: (B, P, D) projected image features, as the language model gets them.
+        debug: intermediate tensors by the names of the golden data, on request.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+    debug: dict[str, Tensor] | None = None
+
+
+class MultiModalProjector(nn.Module):
+    """One linear layer from the vision tower to the language model."""
+
+    def __init__(self, vision_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(vision_size, hidden_size)
+
+    def forward(self, features: Float[Tensor, "B P C"]) -> Float[Tensor, "B P D"]:
+        """Projected features."""
+        return self.linear(features)
+
+
+class SpatialVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Picture, instruction and camera in; action tokens out."""
+
+    config_class = SpatialVLAConfig
+    base_model_prefix = ""
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["Gemma2DecoderLayer", "SiglipEncoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = False
+    _supports_sdpa = False
+    _supports_flex_attn = True
+    _can_compile_fullgraph = False
+
+    def __init__(self, config: SpatialVLAConfig) -> None:
+        super().__init__(config)
+        if config.action_chunk_size is None:
+            config.action_chunk_size = 4
+        text_attention = config.text_config._attn_implementation or "eager"
+        if text_attention == "sdpa":
+            raise ValueError(SDPA_REFUSED)
+        config.text_config._attn_implementation = text_attention
+        vision, text = config.vision_config, config.text_config
+        self.vision_tower = SiglipVisionModel(vision)
+        if config.vision_stem == "conv":
+            self.vision_tower.embeddings.patch_embedding = ConvStem(
+                vision.num_channels, vision.hidden_size, vision.patch_size
+            )
+        self.multi_modal_projector = MultiModalProjector(vision.hidden_size, text.hidden_size)
+        self.language_model = Gemma2ForCausalLM(text)
+        if config.use_vision_zoe:
+            if config.vision_zoe_config is not None:
+                self.vision_zoe_model = PerImageZoeDepth(config.vision_zoe_config)
+                self.vision_zoe_model.requires_grad_(False)
+                head = self.vision_zoe_model.metric_head
+                if isinstance(head, PerImageMetricHeads):
+                    head.vote_over_batch = config.compatibility == "released"
+            self.position_embedding_3d = Ego3DPositionEmbedding(
+                config.ego3d_patch_reso**2, config.n_freqs, vision.hidden_size
+            )
+        if not config.use_vision_zoe or config.vision_zoe_config is None:
+            # An ablation may load a checkpoint that holds more than it uses.
+            self._keys_to_ignore_on_load_unexpected = [r"^vision_zoe_model\."]
+            if not config.use_vision_zoe:
+                self._keys_to_ignore_on_load_unexpected += [r"^position_embedding_3d\."]
+        if config.use_spatial_token:
+            self.spatial_embed_tokens = nn.Embedding(config.spatial_token_num, text.hidden_size)
+        self.post_init()
+
+    # ---------------------------------------------------------------- loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        compatibility: Literal["ours", "released"] | None = None,
+        **kwargs: Any,
+    ) -> SpatialVLAForConditionalGeneration:
+        """Load a checkpoint, a released one included.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository.
+            *args: passed on to transformers.
+            compatibility: "released" restores numbers of the released code that are known to be
+                wrong; None keeps what the checkpoint says of itself ("ours" where it says nothing).
+            **kwargs: passed on to transformers (dtype, device_map, attn_implementation, ...), or
+                overrides of config fields.
+        """
+        if _asks_for_sdpa(kwargs.get("attn_implementation")):
+            raise ValueError(SDPA_REFUSED)
+        if isinstance(kwargs.get("attn_implementation"), str):
+            kwargs["attn_implementation"] = {"text_config": kwargs["attn_implementation"]}
+        if kwargs.get("config") is None:
+            hub = {k: kwargs[k] for k in HUB_KWARGS if k in kwargs}
+            config, unused = SpatialVLAConfig.from_pretrained(
+                pretrained_model_name_or_path,
+                return_unused_kwargs=True,
+                **{k: v for k, v in kwargs.items() if k not in LOADER_KWARGS},
+                **hub,
+            )
+            unused = {k: v for k, v in unused.items() if k not in HUB_KWARGS}
+            loader = {k: v for k, v in kwargs.items() if k in LOADER_KWARGS}
+            kwargs = {"config": config, **hub, **loader, **unused}
+        fill_from_processor_config(kwargs["config"], pretrained_model_name_or_path)
+        if compatibility is not None:
+            if compatibility not in ("ours", "released"):
+                raise ValueError(
+                    f"compatibility {compatibility!r} is unknown; use 'ours' or 'released'"
+                )
+            kwargs["config"].compatibility = compatibility
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kw: Any):
+        """As in transformers, but sdpa is refused for the text tower."""
+        if _asks_for_sdpa(attn_implementation):
+            raise ValueError(SDPA_REFUSED)
+        if isinstance(attn_implementation, str):
+            attn_implementation = {"text_config": attn_implementation}
+        return super().set_attn_implementation(attn_implementation, *args, **kw)
+
+    # ---------------------------------------------------------------- embeddings and head
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The text embeddings (action tokens have their own: `spatial_embed_tokens`)."""
+        return self.language_model.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the text embeddings."""
+        self.language_model.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The language model's head."""
+        return self.language_model.lm_head
+
+    def embed_tokens(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Embeddings as Gemma's first layer gets them: text rows and spatial rows, times sqrt(D)."""
+        table = self.get_input_embeddings()
+        if not self.config.use_spatial_token:
+            return table(input_ids)
+        begin, count = self.config.action_token_begin_idx, self.config.spatial_token_num
+        is_action = (input_ids >= begin) & (input_ids < begin + count)
+        text = table(input_ids.masked_fill(is_action, 0))
+        spatial = self.spatial_embed_tokens((input_ids - begin).clamp(0, count - 1))
+        return torch.where(is_action.unsqueeze(-1), spatial * self._embed_scale(spatial), text)
+
+    def _embed_scale(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.config.text_config.hidden_size**0.5, dtype=like.dtype)
+
+    def head_rows(self, rows: slice) -> Float[Tensor, "R D"]:
+        """Weights of the head for a slice of the action tokens (counted from the first one)."""
+        if self.config.tie_action_head:
+            return self.spatial_embed_tokens.weight[rows]
+        begin = self.config.action_token_begin_idx
+        return self.language_model.lm_head.weight[begin + rows.start : begin + rows.stop]
+
+    def soft_cap(self, logits: Tensor) -> Tensor:
+        """Gemma 2's bound on the logits."""
+        cap = self.config.text_config.final_logit_softcapping
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def head(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """Logits over the whole vocabulary."""
+        if not self.config.tie_action_head:
+            return self.soft_cap(self.language_model.lm_head(hidden))
+        begin, count = self.config.action_token_begin_idx, self.config.spatial_token_num
+        weight = self.language_model.lm_head.weight
+        rows = (weight[:begin], self.spatial_embed_tokens.weight, weight[begin + count :])
+        return self.soft_cap(F.linear(hidden, torch.cat(rows)))
+
+    # ---------------------------------------------------------------- vision
+
+    def get_image_features(
+        self,
+        pixel_values: Float[Tensor, "B 3 S S"],
+        intrinsics: Float[Tensor, "B 3 3"] | None = None,
+        depth: Float[Tensor, "B S S"] | None = None,
+        debug: dict[str, Tensor] | None = None,
+    ) -> Float[Tensor, "B P D"]:
+        """Visual features plus Ego3D, projected.
+
+        Args:
+            pixel_values: RGB in [0, 1].
+            intrinsics: K in pixels of exactly this picture; needed where Ego3D is on.
+            depth: metres, 0 or NaN where unknown; None estimates it with ZoeDepth.
+            debug: collects intermediate tensors when given.
+        """
+        patch_weight = self.vision_tower.embeddings.patch_embedding.weight
+        normalised = ((pixel_values.float() - 0.5) / 0.5).to(patch_weight.dtype)
+        features = self.vision_tower(normalised).last_hidden_state
+        if debug is not None:
+            debug["vision"] = features
+        if self.config.use_vision_zoe:
+            depth = self.depth_of(pixel_values) if depth is None else depth
+            if intrinsics is None:
+                raise ValueError(
+                    "Ego3D needs the camera's intrinsics: pass intrinsics (B, 3, 3), in pixels of "
+                    "the model's input picture, as the processor returns them"
+                )
+            vision = self.config.vision_config
+            points = patch_points(
+                depth, intrinsics, vision.image_size, vision.patch_size, self.config.ego3d_patch_reso
+            )
+            ego3d = self.position_embedding_3d(points)
+            if debug is not None:
+                debug.update(depth=depth, xyz=points, ego3d=ego3d)
+            if self.config.ego3d_rms_norm:
+                features = _unit_rms(features) + _unit_rms(ego3d)
+            else:
+                features = features + ego3d
+        return self.multi_modal_projector(features)
+
+    def depth_of(self, pixel_values: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B S S"]:
+        """Depth in metres, estimated from the picture by this checkpoint's own ZoeDepth."""
+        if self.config.vision_zoe_config is None:
+            raise ValueError(
+                "this checkpoint has no depth estimator (depth_source 'sensor'): pass depth (B, "
+                f"{self.config.vision_config.image_size}, {self.config.vision_config.image_size}) "
+                "in metres with every picture"
+            )
+        return estimate_depth(self.vision_zoe_model, pixel_values)
+
+    # ---------------------------------------------------------------- forward
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        pixel_values: Float[Tensor, "B 3 S S"] | None = None,
+        intrinsics: Float[Tensor, "B 3 3"] | None = None,
+        depth: Float[Tensor, "B S S"] | None = None,
+        attention_mask: Int[Tensor, "B T"] | None = None,
+        token_type_ids: Int[Tensor, "B T"] | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Literal["labels"] = 0,
+        debug_outputs: bool = False,
+        **kwargs: Any,
+    ) -> SpatialVLAOutput:
+        """Logits and, with labels, the loss.
+
+        Args:
+            input_ids: image tokens, prompt, and action tokens in training.
+            pixel_values: RGB in [0, 1]; given with the prompt, not with later decoding steps.
+            intrinsics: K in pixels of the S x S picture.
+            depth: metres; None estimates it.
+            attention_mask: 1 for real tokens, 0 for pads, over past and present.
+            token_type_ids: 0 prefix, 1 suffix; read off the ids when not given.
+            position_ids: counted from 1 over real tokens when not given.
+            past_key_values: cache of earlier tokens.
+            inputs_embeds: in place of input_ids (then images are not merged).
+            labels: ids to predict, -100 where there is nothing to predict.
+            use_cache: whether to return a cache.
+            logits_to_keep: 0 for all rows, n for the last n, "labels" for the rows that predict a
+                label, as (L, V), which is all that training needs.
+            debug_outputs: also return intermediate tensors.
+            **kwargs: passed on to Gemma 2.
+        """
+        debug: dict[str, Tensor] | None = {} if debug_outputs else None
+        outputs, image_features = self._run(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            intrinsics=intrinsics,
+            depth=depth,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            debug=debug,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss, logits = self._loss_and_logits(hidden, labels, logits_to_keep)
+        return SpatialVLAOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+            debug=debug,
+        )
+
+    def last_hidden(self, **inputs: Any) -> Float[Tensor, "B D"]:
+        """Hidden state of the last token, before the head; arguments as in `forward`."""
+        outputs, _ = self._run(**inputs, use_cache=True)
+        return outputs.last_hidden_state[:, -1]
+
+    def _run(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        intrinsics: Tensor | None = None,
+        depth: Tensor | None = None,
+        attention_mask: Tensor | dict | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        debug: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[ModelOutput, Tensor | None]:
+        """Everything before the head: the language model's output and the image features."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        image_features = None
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+            if pixel_values is not None:
+                image_features = self.get_image_features(pixel_values, intrinsics, depth, debug)
+                inputs_embeds = self._merge(input_ids, inputs_embeds, image_features)
+        if debug is not None:
+            scale = self._embed_scale(inputs_embeds)
+            debug["inputs_embeds"] = inputs_embeds / scale
+            if image_features is not None:
+                debug["image_features"] = image_features / scale
+
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = _positions(inputs_embeds, attention_mask, past)
+        if past > 0:
+            token_type_ids = None
+        elif token_type_ids is None and input_ids is not None:
+            token_type_ids = suffix_from_ids(
+                input_ids, self.config.action_token_begin_idx, self.config.spatial_token_num
+            )
+        if not isinstance(attention_mask, dict):
+            attention_mask = attention_masks(
+                self.config, inputs_embeds, attention_mask, token_type_ids, past_key_values
+            )
+        outputs = self.language_model.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        if debug is not None:
+            debug["final_norm"] = outputs.last_hidden_state
+        return outputs, image_features
+
+    def _merge(self, input_ids: Tensor, embeds: Tensor, features: Tensor) -> Tensor:
+        is_image = input_ids == self.config.image_token_index
+        have, need = int(is_image.sum()), features.shape[0] * features.shape[1]
+        if have != need:
+            raise ValueError(
+                f"the prompt holds {have} <image> tokens, the pictures make {need} features "
+                f"({features.shape[0]} x {features.shape[1]}); build the inputs with the processor"
+            )
+        return embeds.masked_scatter(is_image.unsqueeze(-1), features.to(embeds.dtype))
+
+    def _loss_and_logits(
+        self, hidden: Tensor, labels: Tensor | None, logits_to_keep: int | Literal["labels"]
+    ) -> tuple[Tensor | None, Tensor]:
+        if labels is None:
+            if logits_to_keep == "labels":
+                raise ValueError("logits_to_keep='labels' needs labels")
+            return None, self.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        predicts = labels[:, 1:] != self.config.ignore_index
+        targets = labels[:, 1:][predicts]
+        if targets.numel() == 0:
+            raise ValueError(
+                f"all labels are {self.config.ignore_index}: there is nothing to learn from this "
+                "batch; pass suffix_actions to the processor"
+            )
+        if logits_to_keep == "labels":
+            rows = logits = self.head(hidden[:, :-1][predicts])
+        else:
+            logits = self.head(hidden)
+            rows = logits[:, :-1][predicts]
+            logits = logits[:, -logits_to_keep:] if logits_to_keep else logits
+        return F.cross_entropy(rows.float(), targets), logits
+
+    # ---------------------------------------------------------------- decoding
+
+    @torch.no_grad()
+    def predict_action(self, inputs: dict[str, Tensor]) -> Int[Tensor, "B N"]:
+        """Greedy action tokens, N = 3 * action_chunk_size, each step among the ids of its type.
+
+        Args:
+            inputs: what the processor returns for a picture and an instruction (no labels).
+
+        Returns:
+            Absolute token ids; `processor.decode_actions` turns them into robot actions.
+        """
+        return greedy_actions(self, inputs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Inputs of one step of `generate`: the picture goes in with the prompt only."""
+        cache = kwargs.get("past_key_values")
+        first = cache is None or cache.get_seq_length() == 0
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        for name in ("pixel_values", "intrinsics", "depth"):
+            if not first:
+                inputs.pop(name, None)
+            elif kwargs.get(name) is not None:
+                inputs[name] = kwargs[name]
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] + 1
+        return inputs
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: SpatialVLAConfig,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Masks of one step of `generate` with a static cache."""
+        first = past_key_values is None or past_key_values.get_seq_length() == 0
+        if first and token_type_ids is None:
+            token_type_ids = torch.zeros(
+                inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device
+            )
+        return attention_masks(
+            config,
+            inputs_embeds,
+            attention_mask,
+            token_type_ids if first else None,
+            past_key_values,
+        )
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        types = model_kwargs.get("token_type_ids")
+        updated = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, **kwargs
+        )
+        if types is not None:
+            updated["token_type_ids"] = torch.cat((types, types.new_ones(types.shape[0], 1)), -1)
+        return updated
+
+
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+LOADER_KWARGS = (
+    *HUB_KWARGS,
+    "dtype",
+    "torch_dtype",
+    "device_map",
+    "low_cpu_mem_usage",
+    "attn_implementation",
+    "quantization_config",
+    "state_dict",
+    "output_loading_info",
+    "ignore_mismatched_sizes",
+    "use_safetensors",
+    "trust_remote_code",
+    "key_mapping",
+    "max_memory",
+    "offload_folder",
+    "tp_plan",
+    "strict",
+    "variant",
+)
+
+
+def _asks_for_sdpa(attn_implementation: str | dict | None) -> bool:
+    if isinstance(attn_implementation, dict):
+        return attn_implementation.get("text_config", attn_implementation.get("")) == "sdpa"
+    return attn_implementation == "sdpa"
+
+
+def _unit_rms(x: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:])
+
+
+def _positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+    """Positions from 1 at the first real token, so that pads on the left do not shift a sample."""
+    length = embeds.shape[1]
+    positions = torch.arange(1 + past, 1 + past + length, device=embeds.device).unsqueeze(0)
+    if attention_mask is None or isinstance(attention_mask, dict):
+        return positions
+    leading_pads = (attention_mask.long().cumsum(-1) == 0).sum(-1, keepdim=True)
+    return (positions - leading_pads).clamp_min(1)
+
+
+AutoModel.register(SpatialVLAConfig, SpatialVLAForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(
+    SpatialVLAConfig, SpatialVLAForConditionalGeneration, exist_ok=True
+)

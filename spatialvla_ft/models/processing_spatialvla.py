@@ -1,0 +1,382 @@
+"""The processor: pictures, words, cameras and actions to tensors, and token ids to robot actions.
+
+A sequence is `<image>` once per patch, `<bos>`, the instruction, a newline, and in training three
+action tokens per step and `<eos>`. Everything that belongs to a robot travels with it: the action
+grid, the statistics that normalise actions, and the intrinsics of the cameras.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from ..actions.grid import ActionGrid
+from ..actions.normalise import ActionStatistics, unnormalise
+from ..actions.grid_io import from_processor_config, to_processor_config
+from ..actions.tokenizer import SpatialActionTokenizer
+from .camera_inputs import image_sides, square_depth, square_intrinsics
+from .configuration_spatialvla import SpatialVLAConfig
+from .released import read_processor_config
+
+logger = logging.getLogger(__name__)
+
+IMAGE_TOKEN = "<image>"
+IGNORE = -100
+
+
+class SpatialVLAProcessor(ProcessorMixin):
+    """Inputs and outputs of a SpatialVLA model.
+
+    Attributes:
+        image_processor: squashes pictures to the model's size (bicubic) and divides by 255.
+        tokenizer: with `<image>` and the action tokens.
+        grid: the action grid.
+        action_tokenizer: the grid within the tokenizer's vocabulary.
+        statistics: {dataset: {"action": {q01, q99, mask, ...}, ...}}.
+        intrinsic_config: {dataset: {"intrinsic": 3 x 3, "height", "width"}}.
+        action_chunk_size: actions per prediction.
+    """
+
+    def __init__(
+        self,
+        image_processor: SiglipImageProcessorPil,
+        tokenizer: Any,
+        *,
+        grid: ActionGrid,
+        statistics: dict[str, Any] | None = None,
+        intrinsic_config: dict[str, Any] | None = None,
+        action_chunk_size: int = 4,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.chat_template = None
+        self.statistics = statistics or {}
+        self.intrinsic_config = intrinsic_config or {}
+        self.action_chunk_size = int(action_chunk_size)
+        self.settings = settings or {}
+        self.set_grid(grid)
+        self.image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        self.image_size = int(image_processor.size["height"])
+        if image_processor.size["width"] != image_processor.size["height"]:
+            raise ValueError(f"the model's picture must be square, got {image_processor.size}")
+        self.image_seq_length = int(
+            getattr(image_processor, "image_seq_length", None) or (self.image_size // 14) ** 2
+        )
+
+    def set_grid(self, grid: ActionGrid) -> None:
+        """Use another grid of the same size, e.g. one fitted to a new robot."""
+        self.grid = grid
+        self.action_tokenizer = SpatialActionTokenizer(self.tokenizer, grid)
+
+    # ---------------------------------------------------------------- files
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> SpatialVLAProcessor:
+        """Load the processor of a checkpoint, a released one included."""
+        source = str(pretrained_model_name_or_path)
+        hub_names = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
+        hub = {k: v for k, v in kwargs.items() if k in hub_names and v is not None}
+        saved = read_processor_config(source, **hub)
+        if saved is None:
+            raise ValueError(
+                f"{source} has no processor_config.json, where the action grid, statistics and "
+                "intrinsics stand; it is not a SpatialVLA checkpoint"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
+        image_processor = SiglipImageProcessorPil.from_pretrained(source, **hub)
+        known = ("statistics", "intrinsic_config", "action_chunk_size")
+        own = (*known, "bin_policy", "action_config", "min_sigma", "image_processor")
+        return cls(
+            image_processor,
+            tokenizer,
+            grid=from_processor_config(saved),
+            settings={k: v for k, v in saved.items() if k not in own},
+            **{k: saved[k] for k in known if k in saved},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds, in the released layout."""
+        return {
+            **copy.deepcopy(self.settings),
+            **to_processor_config(self.grid),
+            "processor_class": type(self).__name__,
+            "statistics": copy.deepcopy(self.statistics),
+            "intrinsic_config": copy.deepcopy(self.intrinsic_config),
+            "action_chunk_size": self.action_chunk_size,
+        }
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> list[str]:
+        """Write tokenizer, image processor and `processor_config.json`, as released ones are."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        image = self.image_processor.to_dict()
+        image["image_processor_type"] = "SiglipImageProcessor"
+        image["image_seq_length"] = self.image_seq_length
+        image["processor_class"] = type(self).__name__
+        _write_json(folder / "preprocessor_config.json", image)
+        _write_json(folder / "processor_config.json", self.to_dict())
+        return [str(folder / "processor_config.json")]
+
+    def __repr__(self) -> str:
+        """Name what matters, not a thousand bin edges."""
+        return (
+            f"{type(self).__name__}(image_size={self.image_size}, grid={self.grid!r}, "
+            f"action_chunk_size={self.action_chunk_size}, datasets={sorted(self.statistics)})"
+        )
+
+    # ---------------------------------------------------------------- inputs
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        unnorm_key: str | Sequence[str] | None = None,
+        suffix_actions: Any = None,
+        intrinsic: Any = None,
+        depth: Any = None,
+        return_tensors: str = "pt",
+        *,
+        assume_intrinsics: str | None = None,
+        padding_side: str | None = None,
+    ) -> BatchFeature:
+        """Model inputs for one picture or a batch of them.
+
+        Args:
+            images: RGB as PIL, (H, W, 3) uint8 array or (3, H, W) tensor, or a list of these.
+            text: the instruction, or one per picture.
+            unnorm_key: dataset name(s), which select the intrinsics when none are given.
+            suffix_actions: NORMALISED actions to learn, (T, 7) or (B, T, 7).
+            intrinsic: K in pixels of the picture as given, (3, 3) or one per picture.
+            depth: metres, registered to the picture, (H, W) or one per picture; 0 or NaN unknown.
+            return_tensors: "pt", the only form the model takes.
+            assume_intrinsics: name in `intrinsic_config` to use where the camera is not known.
+            padding_side: "left" or "right"; by default left for prompts, right for training.
+
+        Returns:
+            input_ids, attention_mask, token_type_ids (B, T); pixel_values (B, 3, S, S) in [0, 1];
+            intrinsics (B, 3, 3) for the S x S picture; depth (B, S, S) where given; labels (B, T)
+            and actions (B, T, 7) where suffix_actions are given.
+        """
+        if images is None or text is None:
+            raise ValueError("the processor needs images and text")
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
+        batch = list(images) if _is_batch(images) else [images]
+        texts = [text] * len(batch) if isinstance(text, str) else list(text)
+        if len(texts) != len(batch):
+            raise ValueError(f"got {len(batch)} images and {len(texts)} texts; give one text each")
+        keys = _per_item(unnorm_key, len(batch), "unnorm_key")
+        sides = [image_sides(image) for image in batch]
+
+        pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
+        data: dict[str, Tensor] = {
+            "pixel_values": pixels,
+            "intrinsics": self._intrinsics(intrinsic, keys, sides, assume_intrinsics),
+        }
+        if depth is not None:
+            maps = _stack_of(depth, len(batch), 2, "depth")
+            data["depth"] = torch.stack(
+                [
+                    square_depth(one, *side, self.image_size)
+                    for one, side in zip(maps, sides, strict=True)
+                ]
+            )
+        actions = None
+        if suffix_actions is not None:
+            actions = _batched_actions(suffix_actions, len(batch))
+            data["actions"] = torch.as_tensor(actions)
+        side = padding_side or ("left" if actions is None else "right")
+        data.update(self._sequences(texts, actions, side))
+        return BatchFeature(data)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Ids of the prefix: image tokens, `<bos>`, the instruction and a newline."""
+        words = self.tokenizer(
+            f"{self.tokenizer.bos_token}{text}\n", add_special_tokens=False
+        ).input_ids
+        return [self.image_token_id] * self.image_seq_length + list(words)
+
+    def _sequences(
+        self, texts: list[str], actions: np.ndarray | None, side: str
+    ) -> dict[str, Int[Tensor, "B T"]]:
+        prompts = [self.prompt_ids(text) for text in texts]
+        suffixes: list[list[int]] = [[] for _ in texts]
+        if actions is not None:
+            flat = self.action_tokenizer.encode(actions.reshape(-1, actions.shape[-1]))
+            ids = flat.reshape(len(texts), -1)
+            suffixes = [[*row.tolist(), self.tokenizer.eos_token_id] for row in ids]
+        length = max(len(p) + len(s) for p, s in zip(prompts, suffixes, strict=True))
+        shape = (len(texts), length)
+        out = {
+            "input_ids": torch.full(shape, self.tokenizer.pad_token_id),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "token_type_ids": torch.zeros(shape, dtype=torch.long),
+        }
+        if actions is not None:
+            out["labels"] = torch.full(shape, IGNORE)
+        for i, (prompt, suffix) in enumerate(zip(prompts, suffixes, strict=True)):
+            n = len(prompt) + len(suffix)
+            start = 0 if side == "right" else length - n
+            out["input_ids"][i, start : start + n] = torch.tensor(prompt + suffix)
+            out["attention_mask"][i, start : start + n] = 1
+            if suffix:
+                where = slice(start + len(prompt), start + n)
+                out["token_type_ids"][i, where] = 1
+                out["labels"][i, where] = torch.tensor(suffix)
+        return out
+
+    def _intrinsics(
+        self,
+        intrinsic: Any,
+        keys: list[str | None],
+        sides: list[tuple[int, int]],
+        assumed: str | None,
+    ) -> Float[Tensor, "B 3 3"]:
+        if intrinsic is not None:
+            matrices = _stack_of(intrinsic, len(sides), 2, "intrinsic")
+            return torch.stack(
+                [
+                    square_intrinsics(matrix, height, width, self.image_size)
+                    for matrix, (height, width) in zip(matrices, sides, strict=True)
+                ]
+            )
+        rows = []
+        for key in keys:
+            entry = self.intrinsic_config.get(key if key is not None else "")
+            if entry is None and assumed is not None:
+                entry = self.intrinsic_config.get(assumed)
+                if entry is None:
+                    raise ValueError(
+                        f"assume_intrinsics={assumed!r} is not in intrinsic_config; it has "
+                        f"{sorted(self.intrinsic_config)}"
+                    )
+            if entry is None and key is None:
+                named = [name for name in self.intrinsic_config if name != "default"]
+                entry = self.intrinsic_config[named[0]] if len(named) == 1 else None
+            if entry is None:
+                raise ValueError(
+                    f"the camera's intrinsics are not known for dataset {key!r}. Pass "
+                    "intrinsic=K (3 x 3, pixels of this picture), or unnorm_key= one of "
+                    f"{sorted(self.intrinsic_config)}, or, if a guess will do, "
+                    "assume_intrinsics= one of these names"
+                )
+            rows.append(
+                square_intrinsics(
+                    entry["intrinsic"], entry["height"], entry["width"], self.image_size
+                )
+            )
+        return torch.stack(rows)
+
+    # ---------------------------------------------------------------- outputs
+
+    def decode_actions(
+        self, ids: Any, unnorm_key: str | Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Robot actions from token ids.
+
+        Args:
+            ids: absolute ids, (B, 3 * chunk) or (3 * chunk,); exactly what `predict_action` gives.
+            unnorm_key: dataset(s) whose statistics give the robot's units; None picks the only one.
+
+        Returns:
+            "actions" (B, chunk, 7) in the robot's units, "normalised" (B, chunk, 7), "ids".
+        """
+        array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
+        array = array[None] if array.ndim == 1 else array
+        if array.ndim != 2 or array.shape[1] % 3:
+            raise ValueError(
+                f"ids must be (B, 3 * chunk), three tokens per action, got shape {array.shape}"
+            )
+        normalised = self.action_tokenizer.decode(array.reshape(-1, 3))
+        normalised = np.asarray(normalised).reshape(len(array), -1, 7)
+        keys = [self._statistics_key(key) for key in _per_item(unnorm_key, len(array), "unnorm_key")]
+        actions = np.stack(
+            [
+                unnormalise(row, ActionStatistics.from_dict(self.statistics[key]))
+                for row, key in zip(normalised, keys, strict=True)
+            ]
+        )
+        return {"actions": actions, "normalised": normalised, "ids": array}
+
+    def _statistics_key(self, key: str | None) -> str:
+        have = sorted(self.statistics)
+        if key is None and len(have) == 1:
+            return have[0]
+        if key not in self.statistics:
+            what = "unnorm_key is needed" if key is None else f"unnorm_key {key!r} is unknown"
+            raise ValueError(f"{what}: this checkpoint has statistics of {have}; choose one")
+        return key
+
+
+def _is_batch(images: Any) -> bool:
+    return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+
+
+def _per_item(value: str | Sequence[str] | None, count: int, name: str) -> list[str | None]:
+    if value is None or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries for {count} items")
+    return list(value)
+
+
+def _stack_of(value: Any, count: int, ndim: int, name: str) -> list[np.ndarray]:
+    """One array per item from a single array (shared) or a batch of them."""
+    if isinstance(value, (list, tuple)) and len(value) and np.ndim(value[0]) >= ndim:
+        items = [np.asarray(v) for v in value]
+    else:
+        array = np.asarray(value)
+        items = [array] * count if array.ndim == ndim else list(array)
+    if len(items) != count:
+        raise ValueError(f"{name} has {len(items)} entries for {count} images; give one each")
+    return items
+
+
+def _batched_actions(actions: Any, count: int) -> np.ndarray:
+    array = np.asarray(actions.cpu() if isinstance(actions, Tensor) else actions, dtype=np.float32)
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or len(array) != count or array.shape[1] == 0:
+        raise ValueError(
+            f"suffix_actions must be (T, 7), or (B, T, 7) with B = {count} images, got "
+            f"{array.shape}"
+        )
+    worst = float(np.abs(array).max()) if np.isfinite(array).all() else 0.0
+    if worst > 1.01:
+        logger.warning(
+            "suffix_actions reach %.3g, outside [-1, 1]: they are clipped. Pass NORMALISED actions "
+            "(spatialvla_ft.actions.normalise)",
+            worst,
+        )
+    return array
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(
+        json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n", encoding="utf-8"
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if hasattr(value, "value"):
+        return value.value
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+AutoProcessor.register(SpatialVLAConfig, SpatialVLAProcessor, exist_ok=True)

@@ -1,0 +1,55 @@
+"""What released checkpoints keep outside config.json: chunk size and token counts of the grid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from .configuration_spatialvla import SpatialVLAConfig
+
+
+def read_processor_config(source: str | Path, **hub: Any) -> dict[str, Any] | None:
+    """`processor_config.json` of a checkpoint folder or Hub repository; None if it has none."""
+    path = cached_file(
+        str(source),
+        "processor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+        **hub,
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def token_counts(action_config: dict[str, Any]) -> tuple[int, int, int]:
+    """Translation, rotation and gripper tokens of a released `action_config`."""
+    bins = action_config["num_bins"]
+    translation, rotation = bins["translation"], bins["rotation"]
+    return (
+        translation["theta_bins"] * translation["phi_bins"] * translation["r_bins"],
+        rotation["roll_bins"] * rotation["pitch_bins"] * rotation["yaw_bins"],
+        bins["gripper"],
+    )
+
+
+def fill_from_processor_config(config: SpatialVLAConfig, source: str | Path) -> None:
+    """Fill chunk size and token counts from the processor's file, where config.json lacks them."""
+    if config.action_chunk_size is not None and config.action_token_counts is not None:
+        return
+    processor = read_processor_config(source)
+    if processor is None or "action_config" not in processor:
+        return
+    if config.action_chunk_size is None:
+        config.action_chunk_size = int(processor["action_chunk_size"])
+    if config.action_token_counts is None:
+        counts = token_counts(processor["action_config"])
+        if sum(counts) != config.spatial_token_num:
+            raise ValueError(
+                f"{source}: the model has {config.spatial_token_num} action tokens, the grid in "
+                f"processor_config.json has {sum(counts)} {counts}; `spatialvla-ft grids resize` "
+                "makes them agree"
+            )
+        config.action_token_counts = list(counts)

@@ -1,0 +1,242 @@
+"""Recipes: what a training run is, in one YAML file.
+
+Every field stands here with its default. Unknown keys, wrong types and contradictions are reported
+all at once, with file and line; `key.sub=value` overrides take the same path.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..models.lora import TARGETS
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message lists every problem."""
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class NewModel(Section):
+    """A small model from random weights (see `models/small.py`)."""
+
+    image_size: int = 64
+    patch_size: int = 16
+    action_chunk_size: int = 1
+    bins: tuple[int, int, int, int, int, int, int] = (16, 32, 8, 16, 16, 16, 2)
+    vision: dict[str, Any] = Field(default_factory=dict)
+    text: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Model(Section):
+    """Where the weights come from: a checkpoint, or a new small model."""
+
+    base: str | None = None
+    new: NewModel | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Model:
+        if (self.base is None) == (self.new is None):
+            raise ValueError("set exactly one of model.base (a checkpoint) and model.new")
+        return self
+
+
+class Dataset(Section):
+    """One dataset of the mixture."""
+
+    path: Path
+    card: Path | None = None
+    split: str = "train"
+    weight: float = Field(1.0, ge=0)
+    episodes: int | None = Field(None, ge=1)
+    """Use only this many episodes, drawn by the seed; None uses all."""
+
+
+class Data(Section):
+    """What is learnt from."""
+
+    datasets: list[Dataset] = Field(min_length=1)
+    camera: str = "primary"
+    depth: Literal["sensor", "estimate"] = "estimate"
+    """`sensor` takes the dataset's depth, `estimate` the model's ZoeDepth."""
+    holdout: float = Field(0.05, ge=0, lt=1)
+    workers: int = Field(1, ge=0)
+
+
+class Grid(Section):
+    """The action grid: the base's own, or one fitted to this data."""
+
+    fit: Literal["gaussian", "quantile", "uniform"] | None = None
+    file: Path | None = None
+    min_sigma: float = Field(0.0, ge=0)
+    adapt_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Grid:
+        if self.fit is not None and self.file is not None:
+            raise ValueError("set at most one of grid.fit and grid.file")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters; alpha equals rank unless it is set."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float | None = None
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str = TARGETS
+    train_whole: list[str] = Field(default_factory=list)
+
+
+class Train(Section):
+    """The optimisation."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["no", "bf16"] = "no"
+    freeze: list[str] = Field(default_factory=list)
+    """Parameter names, or their beginnings, that stay as they are (full training only)."""
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(500, ge=1)
+    keep_last: int = Field(2, ge=1)
+    validate_every: int = Field(500, ge=1)
+    validate_samples: int = Field(64, ge=1)
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of torch; None leaves its default."""
+    trackers: list[str] = Field(default_factory=lambda: ["jsonl", "tensorboard"])
+
+
+class Recipe(Section):
+    """One training run."""
+
+    output: Path
+    seed: int = 0
+    model: Model
+    data: Data
+    grid: Grid = Field(default_factory=Grid)
+    lora: Lora | None = None
+    train: Train
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: "key.sub=value", values in YAML; list items by number ("data.datasets.0.path").
+
+    Raises:
+        RecipeError: every problem, with file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path} does not exist; recipes/ holds recipes to start from")
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = yaml.safe_load(text)
+        lines = _lines(yaml.compose(text))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold a mapping at its top, see recipes/")
+    for override in overrides:
+        _override(content, override)
+        lines[tuple(override.split("=", 1)[0].split("."))] = f"override {override!r}"
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(path, lines, item) for item in error.errors()]
+        raise RecipeError("\n".join(problems)) from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"override {override!r} is not of the form key.sub=value")
+    *parents, last = key.split(".")
+    node: Any = content
+    for i, name in enumerate(parents):
+        here = ".".join(parents[: i + 1])
+        if isinstance(node, list):
+            node = node[_index(node, name, here)]
+            continue
+        if not isinstance(node.get(name), dict | list):
+            if node.get(name) is not None:
+                raise RecipeError(f"override {override!r}: {here} is a value, not a section")
+            node[name] = {}
+        node = node[name]
+    parsed = yaml.safe_load(value)
+    if isinstance(node, list):
+        node[_index(node, last, key)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _index(node: list[Any], name: str, where: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise RecipeError(f"override {where}: {name!r} is not one of 0..{len(node) - 1}")
+    return int(name)
+
+
+def _lines(node: yaml.Node | None, at: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """{path of keys: 'line n'} of a YAML tree."""
+    lines: dict[tuple[str, ...], str] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*at, str(key.value))
+            lines[here] = str(key.start_mark.line + 1)
+            lines |= _lines(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            here = (*at, str(i))
+            lines[here] = str(value.start_mark.line + 1)
+            lines |= _lines(value, here)
+    return lines
+
+
+def _explain(path: Path, lines: dict[tuple[str, ...], str], item: Any) -> str:
+    keys = tuple(str(part) for part in item["loc"])
+    where = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), "1")
+    place = f"{path}:{where}" if where.isdigit() else f"{path}: {where}"
+    name = ".".join(keys)
+    if item["type"] == "extra_forbidden":
+        known = _fields_of(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        hint = f", did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+        return f"{place}: unknown key {name}{hint}"
+    if item["type"] == "missing":
+        return f"{place}: {name} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+    return f"{place}: {name}: {message}{given}" if name else f"{place}: {message}"
+
+
+def _fields_of(keys: Sequence[str]) -> list[str]:
+    model: Any = Recipe
+    for key in keys:
+        if key.isdigit():
+            continue
+        annotation = model.model_fields[key].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return sorted(model.model_fields)
