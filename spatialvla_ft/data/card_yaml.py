@@ -32,7 +32,7 @@ class Located:
 
 def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
     if isinstance(node, yaml.MappingNode):
-        merged = []
+        merged: list[yaml.Node] = []
         for key, value in node.value:
             if key.value == str(part):
                 return key.start_mark.line, value

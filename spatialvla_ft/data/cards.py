@@ -47,7 +47,7 @@ class Language(_Model):
 class Drop(_Model):
     """Steps removed before anything else."""
 
-    first: int = Field(0, ge=0)
+    first: int = Field(default=0, ge=0)
 
 
 class RotationTerms(_Model):

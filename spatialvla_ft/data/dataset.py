@@ -115,7 +115,7 @@ class RldsDataset(Sequence[Sample]):
     ) -> None:
         if horizon < 1:
             raise DatasetError(f"horizon must be at least 1, got {horizon}")
-        self.index = index
+        self.frame_index = index
         self.card = card
         self.horizon = horizon
         self.episodes = episodes
@@ -136,7 +136,7 @@ class RldsDataset(Sequence[Sample]):
 
     def _check_card(self) -> None:
         """Every key of the card must exist, now rather than in the middle of a run."""
-        card, index = self.card, self.index
+        card, index = self.card, self.frame_index
         cameras = card.cameras or {}
         for key in wanted_keys(card):
             index.leaf(key)
@@ -164,7 +164,7 @@ class RldsDataset(Sequence[Sample]):
     def episode_lengths(self) -> Int64[np.ndarray, " n"]:
         """Steps of every episode after the card's drops."""
         lost = self.card.drop.first + (self.card.relabel is not None)
-        return np.maximum(0, self.index.episode_lengths[self.episodes] - lost)
+        return np.asarray(np.maximum(0, self.frame_index.episode_lengths[self.episodes] - lost))
 
     @cached_property
     def _ends(self) -> Int64[np.ndarray, " n"]:
@@ -214,7 +214,7 @@ class RldsDataset(Sequence[Sample]):
     def subset(self, episodes: Int64[np.ndarray, " n"]) -> RldsDataset:
         """A view of some episodes, by their number in the index."""
         return RldsDataset(
-            self.index,
+            self.frame_index,
             self.card,
             horizon=self.horizon,
             episodes=np.asarray(episodes, np.int64),
@@ -231,7 +231,7 @@ class RldsDataset(Sequence[Sample]):
         return int(self.episodes[i]), row
 
     def _standardise(self, episode: int) -> Standardised:
-        trajectory = self.index.trajectory(episode, wanted_keys(self.card))
+        trajectory = self.frame_index.trajectory(episode, wanted_keys(self.card))
         return standardise(self.card, trajectory)
 
     def _trajectory(self, episode: int) -> Standardised:
@@ -285,10 +285,10 @@ class RldsDataset(Sequence[Sample]):
         """Decoded image per slot; a slot is missing where the dataset has no image."""
         images = {}
         for slot, key in trajectory.images.items():
-            if self.index.leaf(key).kind != "image":
-                images[slot] = self.index.value(key, episode, step)
+            if self.frame_index.leaf(key).kind != "image":
+                images[slot] = self.frame_index.value(key, episode, step)
                 continue
-            data = self.index.image_bytes(episode, step, key)
+            data = self.frame_index.image_bytes(episode, step, key)
             if data:
                 images[slot] = decode_rgb(data, fast_dct=self.fast_dct)
         return images
@@ -296,14 +296,14 @@ class RldsDataset(Sequence[Sample]):
     def _depth(self, episode: int, step: int) -> dict[str, Float32[np.ndarray, "H W"]]:
         depth = {}
         for slot, term in self.card.depth.items():
-            leaf = self.index.leaf(term.path)
+            leaf = self.frame_index.leaf(term.path)
             if leaf.kind == "image":
-                data = self.index.image_bytes(episode, step, term.path)
+                data = self.frame_index.image_bytes(episode, step, term.path)
                 if not data:
                     continue
                 values = decode_depth(data, leaf.dtype)
             else:
-                values = np.asarray(self.index.value(term.path, episode, step)).squeeze()
+                values = np.asarray(self.frame_index.value(term.path, episode, step)).squeeze()
             depth[slot] = to_metres(values, self.card.depth_scale or 1.0)
         return depth
 
@@ -320,7 +320,9 @@ class RldsDataset(Sequence[Sample]):
                 matrices[slot] = source.matrix(width, height)
             else:
                 value = (
-                    self.index.value(source, episode, step) if isinstance(source, str) else source
+                    self.frame_index.value(source, episode, step)
+                    if isinstance(source, str)
+                    else source
                 )
                 matrices[slot] = np.asarray(value, np.float64).reshape(3, 3)
         return matrices
@@ -330,13 +332,13 @@ class RldsDataset(Sequence[Sample]):
         episode, row = self.locate(frame)
         step = int(self._trajectory(episode).steps[row])
         return {
-            slot: np.asarray(self.index.value(key, episode, step), np.float64).reshape(4, 4)
+            slot: np.asarray(self.frame_index.value(key, episode, step), np.float64).reshape(4, 4)
             for slot, key in self.card.extrinsics.items()
         }
 
 
 def _moving(card: Card, action: RawActions, horizon: int) -> NDArray[np.bool_]:
-    """(T,) whether any action of the chunk that starts there moves, for every filter of the card."""
+    """(T,) whether any action of the chunk that starts there moves, for every filter."""
     keep = np.ones(len(action), bool)
     for rule in card.filters:
         low, high = rule.dims

@@ -26,9 +26,10 @@ def decode_rgb(data: bytes, *, fast_dct: bool = True) -> UInt8[np.ndarray, "H W 
     """
     if data.startswith(_JPEG):
         try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=fast_dct)
+            rgb: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=fast_dct)
         except ValueError as error:
             raise DatasetError(f"damaged JPEG of {len(data)} bytes: {error}") from None
+        return rgb
     pixels = _decode_png(data)
     if pixels.dtype != np.uint8:
         raise DatasetError(f"an RGB image of {pixels.dtype}; 8 bits per channel are supported")
@@ -42,7 +43,7 @@ def decode_rgb(data: bytes, *, fast_dct: bool = True) -> UInt8[np.ndarray, "H W 
 def decode_depth(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
     """(H, W) stored depth in its own unit: integers, or float32 kept as the bytes of a PNG."""
     if data.startswith(_JPEG):
-        values = simplejpeg.decode_jpeg(data, colorspace="GRAY", fastdct=True)
+        values: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="GRAY", fastdct=True)
     else:
         values = _decode_png(data)
     if dtype == np.float32:
@@ -68,8 +69,6 @@ def _decode_png(data: bytes) -> NDArray[Any]:
         raise DatasetError(f"neither JPEG nor PNG: {len(data)} bytes that start with {data[:4]!r}")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode == "P":
-                image = image.convert("RGB")  # noqa: PLW2901
-            return np.asarray(image)
+            return np.asarray(image.convert("RGB") if image.mode == "P" else image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise DatasetError(f"damaged PNG of {len(data)} bytes: {error}") from None

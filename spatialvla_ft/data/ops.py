@@ -34,7 +34,7 @@ def invert(values: Array) -> Array:
 
 
 def scale(values: Array, factor: float) -> Array:
-    """factor * x."""
+    """Factor * x."""
     return values.astype(np.float32) * np.float32(factor)
 
 
@@ -87,7 +87,8 @@ def rel_to_abs(values: Array, eps: float, positive_is: str) -> Array:
 def _euler(rotation: Rotation) -> Array:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Gimbal lock")
-        return rotation.as_euler("xyz").astype(np.float32)
+        euler: Array = rotation.as_euler("xyz").astype(np.float32)
+    return euler
 
 
 def quat_to_euler(values: Array, order: str) -> Array:

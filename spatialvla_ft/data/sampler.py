@@ -1,10 +1,10 @@
 """Which frames a step trains on: a pure function of (seed, slot), so resuming is one integer.
 
 The global slots 0, 1, 2, ... come in blocks. In a block every dataset has a fixed quota, and a
-Feistel permutation, another one for every block, says which slot belongs to which. The n-th draw of a
-dataset of L frames takes entry n mod L of the permutation of its epoch n // L: without replacement,
-in O(1) memory. Rank r at step s takes the slots (s * world + r) * batch ..., so the global batch does
-not depend on how it is divided.
+Feistel permutation, another one for every block, says which slot belongs to which. The n-th draw
+of a dataset of L frames takes entry n mod L of the permutation of its epoch n // L: without
+replacement, in O(1) memory. Rank r at step s takes the slots (s * world + r) * batch ..., so the
+global batch does not depend on how it is divided.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def quotas(weights: Sequence[float], block: int = BLOCK) -> NDArray[np.int64]:
     if share.sum() == 0:
         raise ValueError(f"all {share.size} weights are 0; give one dataset a positive weight")
     exact = share / share.sum() * block
-    quota = np.floor(exact).astype(np.int64)
+    quota: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     rest = int(block - quota.sum())
     quota[np.argsort(-(exact - quota), kind="stable")[:rest]] += 1
     lost = np.flatnonzero((quota == 0) & (share > 0))

@@ -37,7 +37,7 @@ class Standardised:
 
 def flatten(trajectory: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings to dotted keys; dotted keys pass."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in trajectory.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -83,8 +83,8 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
     action = _join(card, "action", card.action.terms, columns, count)
     if card.action.joints is None and action.shape[1] != 7:
         raise DatasetError(
-            f"card {card.name!r}: translation 3, rotation 3 and gripper 1 make 7 columns, the terms "
-            f"give {action.shape[1]}; mend the slices"
+            f"card {card.name!r}: translation 3, rotation 3 and gripper 1 make 7 columns, the "
+            f"terms give {action.shape[1]}; mend the slices"
         )
     proprio = None
     if card.proprio:

@@ -8,6 +8,7 @@ sequence around a value is an Arrow list; a fixed shape is an Arrow fixed-size l
 from __future__ import annotations
 
 import zlib
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def _integers(value: Values) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
     if isinstance(value, ByteStrings) or value.dtype != np.int64:
         raise DatasetError("row lengths must be integers")
-    return value
+    return value.astype(np.int64, copy=False)
 
 
 def _count(leaf: Leaf, value: Values) -> int:
@@ -168,7 +169,7 @@ def from_arrow(leaf: Leaf, columns: dict[str, pa.Array]) -> Any:
         inner = {name: column.flatten() for name, column in columns.items()}
         values = _unlist(leaf, inner, leaf.ragged - 1)
         offsets = array.offsets.to_numpy() - array.offsets[0].as_py()
-        return [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        return [values[a:b] for a, b in pairwise(offsets.tolist())]
     return _unlist(leaf, columns, 0)
 
 
@@ -177,7 +178,7 @@ def _unlist(leaf: Leaf, columns: dict[str, pa.Array], ragged: int) -> Any:
     if ragged:
         values = _unlist(leaf, {k: v.flatten() for k, v in columns.items()}, ragged - 1)
         offsets = array.offsets.to_numpy() - array.offsets[0].as_py()
-        return [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        return [values[a:b] for a, b in pairwise(offsets.tolist())]
     count = len(array)
     if leaf.encoded:
         shapes = columns.get(leaf.path + SHAPE)

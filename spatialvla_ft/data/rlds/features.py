@@ -95,7 +95,7 @@ def _value(node: dict[str, Any], where: str) -> tuple[Kind, np.dtype[Any], tuple
     if "tensor" in node:
         tensor = node["tensor"]
         dtype = _dtype(tensor["dtype"], where)
-        kind: Kind = "bytes" if dtype == object else "tensor"
+        kind: Kind = "bytes" if dtype.kind == "O" else "tensor"
         return kind, dtype, _shape(tensor), tensor.get("encoding") or "none"
     if "classLabel" in node:
         return "tensor", np.dtype(np.int64), (), "none"
@@ -185,8 +185,8 @@ def read_dataset_info(dataset_dir: Path) -> DatasetInfo:
     file_format = (info.get("fileFormat") or "tfrecord").lower()
     if file_format != "tfrecord":
         raise DatasetError(
-            f"{path}: the file format is {file_format!r}; only tfrecord is indexed. Convert it with "
-            "tfds convert_format --out_file_format=tfrecord"
+            f"{path}: the file format is {file_format!r}; only tfrecord is indexed. Convert "
+            "it with tfds convert_format --out_file_format=tfrecord"
         )
     name, version = info["name"], info["version"]
     splits = []

@@ -16,7 +16,7 @@ _FOOTER = struct.Struct("<I")
 
 def masked_crc(data: bytes) -> int:
     """CRC-32C, rotated and offset as TFRecord stores it."""
-    crc = google_crc32c.value(data)
+    crc: int = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 

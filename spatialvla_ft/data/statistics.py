@@ -1,0 +1,93 @@
+"""Statistics of a dataset's actions, computed once per content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from spatialvla_ft.actions.normalise import ActionStatistics
+from spatialvla_ft.actions.spaces import ActionSpace, RawActions
+from spatialvla_ft.data.dataset import RldsDataset
+from spatialvla_ft.data.errors import DatasetError
+
+
+def normalised_dimensions(space: ActionSpace) -> Bool[np.ndarray, " dim"]:
+    """(dim,) True for all but the gripper."""
+    return np.array([group.role != "gripper" for group in space.groups for _ in group.names])
+
+
+def compute_statistics(
+    actions: RawActions, mask: Bool[np.ndarray, " dim"], *, num_trajectories: int = 0
+) -> ActionStatistics:
+    """Statistics of (N, dim) actions, as the released code computes them.
+
+    Population standard deviation; quantiles by linear interpolation between the two nearest of all
+    N values, exactly.
+
+    Raises:
+        DatasetError: no actions, another width than the mask's, NaN or infinity.
+    """
+    actions = RawActions(np.asarray(actions))
+    if actions.ndim != 2 or not len(actions) or actions.shape[1] != len(mask):
+        raise DatasetError(
+            f"statistics need (N, {len(mask)}) actions, N > 0; got shape {actions.shape}"
+        )
+    bad = ~np.isfinite(actions)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise DatasetError(
+            f"{int(bad.sum())} of {actions.size} action values are NaN or infinite, the first at "
+            f"step {row}, dimension {column}; mend the data or the card"
+        )
+    wide = actions.astype(np.float64)
+    q01, q99 = np.quantile(actions, [0.01, 0.99], axis=0)
+    return ActionStatistics(
+        mean=wide.mean(axis=0),
+        std=wide.std(axis=0),
+        min=wide.min(axis=0),
+        max=wide.max(axis=0),
+        q01=q01.astype(np.float64),
+        q99=q99.astype(np.float64),
+        mask=np.asarray(mask, bool),
+        num_transitions=len(actions),
+        num_trajectories=num_trajectories,
+    )
+
+
+def dataset_statistics(dataset: RldsDataset, *, cache_dir: Path | None = None) -> ActionStatistics:
+    """Statistics of the actions of a dataset.
+
+    They are kept in `<index>/statistics/<hash of card, index and episodes>.json`, or in
+    `cache_dir`; where that cannot be written they are computed each time.
+    """
+    parts = [dataset.card.source_hash, dataset.frame_index.content_hash]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    digest.update(np.ascontiguousarray(dataset.episodes).tobytes())
+    path = (
+        cache_dir or dataset.frame_index.path / "statistics"
+    ) / f"{digest.hexdigest()[:24]}.json"
+    if dataset.card.source_hash and path.exists():
+        return ActionStatistics.from_dict(json.loads(path.read_text()))
+    statistics = compute_statistics(
+        dataset.actions(),
+        normalised_dimensions(dataset.action_space),
+        num_trajectories=len(dataset.episodes),
+    )
+    if dataset.card.source_hash:
+        _write(path, statistics)
+    return statistics
+
+
+def _write(path: Path, statistics: ActionStatistics) -> None:
+    scratch = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(statistics.to_dict()))
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)

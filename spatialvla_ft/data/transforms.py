@@ -1,0 +1,148 @@
+"""Image transforms that carry intrinsics and depth along: pure functions on a `Sample`.
+
+Pixel centres lie at +0.5, so that a resize by (sx, sy) scales K's first row by sx and its second
+by sy, and a crop subtracts its corner from cx and cy. RGB is resampled with a filter; depth takes
+the nearest stored pixel, since an average over an edge is a point where nothing is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+from PIL import Image
+
+from spatialvla_ft.data.sample import Sample
+
+K33 = Float64[np.ndarray, "3 3"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A crop, in pixels of the image it is taken from: left, top, width, height."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def scale_intrinsics(K: K33, sx: float, sy: float) -> K33:
+    """K after the image is stretched by `sx` and `sy`."""
+    return np.asarray(np.diag([sx, sy, 1.0]) @ K)
+
+
+def crop_intrinsics(K: K33, left: float, top: float) -> K33:
+    """K after `left` columns and `top` rows are cut off."""
+    moved = K.copy()
+    moved[0] -= left * K[2]
+    moved[1] -= top * K[2]
+    return moved
+
+
+def resize_rgb(
+    image: UInt8[np.ndarray, "H W 3"], width: int, height: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Lanczos with antialiasing, as the released training pipeline resizes."""
+    if image.shape[:2] == (height, width):
+        return image
+    size = (width, height)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def resize_depth(
+    depth: Float32[np.ndarray, "H W"], width: int, height: int
+) -> Float32[np.ndarray, "h w"]:
+    """The stored pixel under each new pixel's centre; unknown (0) stays unknown."""
+    rows = _nearest(depth.shape[0], height)
+    columns = _nearest(depth.shape[1], width)
+    return np.ascontiguousarray(depth[rows[:, None], columns])
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    return np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
+
+
+def resize(sample: Sample, width: int, height: int) -> Sample:
+    """Every image squashed to `width` x `height`, with its depth and K."""
+    intrinsics = {}
+    for slot, K in sample.intrinsics.items():
+        old_height, old_width = sample.images[slot].shape[:2]
+        intrinsics[slot] = scale_intrinsics(K, width / old_width, height / old_height)
+    return dataclasses.replace(
+        sample,
+        images={k: resize_rgb(image, width, height) for k, image in sample.images.items()},
+        depth=_each(sample.depth, lambda depth: resize_depth(depth, width, height)),
+        intrinsics=intrinsics,
+    )
+
+
+def squash(sample: Sample, size: int) -> Sample:
+    """Every image to a square of `size` pixels; the aspect ratio is not kept, as released."""
+    return resize(sample, size, size)
+
+
+def crop(sample: Sample, boxes: dict[str, Box]) -> Sample:
+    """Cut a box out of the image, depth and K of each slot in `boxes`; others stay.
+
+    Depth of another size than its image is cut at the same relative place.
+
+    Raises:
+        ValueError: a slot that the sample has not, or a box that leaves its image.
+    """
+    images, intrinsics = dict(sample.images), dict(sample.intrinsics)
+    depth = None if sample.depth is None else dict(sample.depth)
+    for slot, box in boxes.items():
+        if slot not in images:
+            raise ValueError(f"no image {slot!r} to crop; the sample has {sorted(images)}")
+        height, width = images[slot].shape[:2]
+        inside = box.left >= 0 and box.top >= 0 and box.width > 0 and box.height > 0
+        if not inside or box.left + box.width > width or box.top + box.height > height:
+            raise ValueError(f"{box} leaves the {width} x {height} image {slot!r}")
+        images[slot] = _cut(images[slot], box)
+        if slot in intrinsics:
+            intrinsics[slot] = crop_intrinsics(intrinsics[slot], box.left, box.top)
+        if depth is not None and slot in depth:
+            depth[slot] = _cut(_match(depth[slot], width, height), box)
+    return dataclasses.replace(sample, images=images, depth=depth, intrinsics=intrinsics)
+
+
+def _match(depth: Float32[np.ndarray, "H W"], width: int, height: int) -> np.ndarray:
+    return depth if depth.shape == (height, width) else resize_depth(depth, width, height)
+
+
+def _cut(array: np.ndarray, box: Box) -> np.ndarray:
+    rows = slice(box.top, box.top + box.height)
+    return np.ascontiguousarray(array[rows, box.left : box.left + box.width])
+
+
+def random_box(
+    generator: np.random.Generator, width: int, height: int, *, area: float = 0.9
+) -> Box:
+    """A box of the image's own shape and `area` of its surface, anywhere in it."""
+    if not 0 < area <= 1:
+        raise ValueError(f"area must be in (0, 1], got {area}")
+    w = max(1, round(width * area**0.5))
+    h = max(1, round(height * area**0.5))
+    left = int(generator.integers(0, width - w + 1))
+    top = int(generator.integers(0, height - h + 1))
+    return Box(left, top, w, h)
+
+
+def random_resized_crop(sample: Sample, size: int, *, seed: int, area: float = 0.9) -> Sample:
+    """A random crop of every camera, squashed to `size`; `seed` is the sample's global slot."""
+    generator = np.random.default_rng(seed)
+    boxes = {}
+    for slot in sorted(sample.images):
+        height, width = sample.images[slot].shape[:2]
+        boxes[slot] = random_box(generator, width, height, area=area)
+    return squash(crop(sample, boxes), size)
+
+
+def _each(
+    values: dict[str, np.ndarray] | None, apply: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray] | None:
+    return None if values is None else {slot: apply(value) for slot, value in values.items()}
