@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spatialvla_ft.actions.adapt import adapt_embeddings as adapt_embeddings
-    from spatialvla_ft.actions.gaussians import fit_gaussians as fit_gaussians
-    from spatialvla_ft.actions.grid import ActionGrid as ActionGrid
-    from spatialvla_ft.actions.tokenizer import SpatialActionTokenizer as SpatialActionTokenizer
+    from .adapt import adapt_embeddings as adapt_embeddings
+    from .gaussians import fit_gaussians as fit_gaussians
+    from .grid import ActionGrid as ActionGrid
+    from .tokenizer import SpatialActionTokenizer as SpatialActionTokenizer
 
 _HOME = {
     "ActionGrid": "grid",

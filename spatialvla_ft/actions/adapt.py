@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialvla_ft.actions.axes import F64, ROTATION_AXES, TRANSLATION_AXES
-from spatialvla_ft.actions.grid import ActionGrid
+from .axes import F64, ROTATION_AXES, TRANSLATION_AXES
+from .grid import ActionGrid
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from spatialvla_ft.actions.arrays import to_numpy
-from spatialvla_ft.actions.axes import F64, axis_values, check_actions
+from .arrays import to_numpy
+from .axes import F64, axis_values, check_actions
 
 
 def fit_gaussians(actions: Any) -> dict[str, dict[str, float]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialvla_ft.actions.arrays import like, to_numpy
-from spatialvla_ft.actions.axes import (
+from .arrays import like, to_numpy
+from .axes import (
     AXES,
     DEFAULT_BINS,
     F64,
@@ -21,16 +22,16 @@ from spatialvla_ft.actions.axes import (
     check_actions,
     check_bins,
 )
-from spatialvla_ft.actions.gaussians import truncated_gaussian_edges, truncated_gaussian_means
-from spatialvla_ft.actions.lookup import BinLookup
-from spatialvla_ft.actions.quantiles import conditional_means, quantile_edges
+from .gaussians import truncated_gaussian_edges, truncated_gaussian_means
+from .grid_checks import Decoding, Kind, check_edges, check_means, check_mode
+from .lookup import BinLookup
+from .quantiles import conditional_means, quantile_edges
 
 I64 = NDArray[np.int64]
-Decoding = Literal["mean", "midpoint"]
-Kind = Literal["gaussian", "quantile", "uniform", "boundaries"]
 
 SLOTS = ("translation", "rotation", "gripper")
 _BLOCK = 8192  # rows per pass, so that temporaries stay in the cache
+_FEW = 8  # up to so many rows, plain Python beats the overhead of NumPy calls
 
 
 class ActionGrid:
@@ -60,8 +61,8 @@ class ActionGrid:
         gaussians: Mapping[str, Mapping[str, float]] | None = None,
         min_sigma: float = 0.0,
     ) -> None:
-        self.edges: dict[str, F64] = _check_edges(edges)
-        self.decoding: Decoding = _check_mode(decoding)
+        self.edges: dict[str, F64] = check_edges(edges)
+        self.decoding: Decoding = check_mode(decoding)
         if kind not in get_args(Kind):
             raise ValueError(f"kind is {kind!r}; it must be one of {list(get_args(Kind))}")
         self.kind: Kind = kind
@@ -73,13 +74,14 @@ class ActionGrid:
             axis: 0.5 * (e[:-1] + e[1:]) for axis, e in self.edges.items()
         }
         self.means: dict[str, F64] = (
-            dict(self.midpoints) if means is None else _check_means(means, self.edges)
+            dict(self.midpoints) if means is None else check_means(means, self.edges)
         )
         self.bins: tuple[int, ...] = (*(len(self.edges[a]) - 1 for a in AXES), 2)
         self.num_translation: int = math.prod(self.bins[:3])
         self.num_rotation: int = math.prod(self.bins[3:6])
         self.total: int = self.num_translation + self.num_rotation + 2
         self.offsets = (0, self.num_translation, self.num_translation + self.num_rotation)
+        self._inner = tuple(self.edges[axis][1:-1].tolist() for axis in AXES)
         self._lookup = {axis: BinLookup.of(e) for axis, e in self.edges.items()}
         self._tables: dict[Decoding, tuple[F64, F64]] = {}
 
@@ -174,11 +176,42 @@ class ActionGrid:
         Columns are translation, rotation, gripper (open from 0.5). NumPy in, NumPy out; torch in,
         torch out. ValueError on NaN, infinity or a width other than 7.
         """
-        array = check_actions(to_numpy(actions))
+        array = to_numpy(actions)
+        if array.ndim == 2 and array.shape[1] == 7 and len(array) <= _FEW:
+            few = self._encode_few(array.tolist())
+            if few is not None:
+                return like(few, actions)
+        array = check_actions(array)
         ids = np.empty((len(array), 3), dtype=np.int64)
         for start in range(0, len(array), _BLOCK):
             self._encode_block(array[start : start + _BLOCK], ids[start : start + _BLOCK])
         return like(ids, actions)
+
+    def _encode_few(self, rows: list[list[float]]) -> I64 | None:
+        """As `_encode_block`, action by action; None if a number is not finite."""
+        at_theta, at_phi, at_r, at_roll, at_pitch, at_yaw = self._inner
+        _, n_phi, n_r, _, n_pitch, n_yaw, _ = self.bins
+        _, rotation_id, closed_id = self.offsets
+        ids = []
+        for row in rows:
+            if not math.isfinite(sum(row)):
+                return None
+            x, y, z, roll, pitch, yaw, gripper = [
+                v if -1.0 <= v <= 1.0 else (1.0 if v > 0 else -1.0) for v in row
+            ]
+            rho2 = x * x + y * y
+            theta = bisect_right(at_theta, math.atan2(math.sqrt(rho2), z))
+            phi = bisect_right(at_phi, math.atan2(y, x))
+            r = bisect_right(at_r, math.sqrt(rho2 + z * z))
+            rotation = bisect_right(at_roll, roll) * n_pitch + bisect_right(at_pitch, pitch)
+            ids.append(
+                (
+                    (theta * n_phi + phi) * n_r + r,
+                    rotation * n_yaw + bisect_right(at_yaw, yaw) + rotation_id,
+                    closed_id + (gripper >= 0.5),
+                )
+            )
+        return np.array(ids, dtype=np.int64).reshape(-1, 3)
 
     def _encode_block(self, actions: F64, ids: I64) -> None:
         columns = np.clip(actions.T, -1.0, 1.0)
@@ -206,7 +239,7 @@ class ActionGrid:
         if array.ndim == 1 and len(array) == 3:
             array = array[None]
         self.check_ids(array)
-        xyz, rotation = self._decode_tables(self.decoding if mode is None else _check_mode(mode))
+        xyz, rotation = self._decode_tables(self.decoding if mode is None else check_mode(mode))
         actions = np.empty((len(array), 7), dtype=np.float64)
         for start in range(0, len(array), _BLOCK):
             block, out = array[start : start + _BLOCK], actions[start : start + _BLOCK]
@@ -228,6 +261,11 @@ class ActionGrid:
         if not len(ids):
             return
         limits = [begin + offset for offset in (*self.offsets, self.total)]
+        at_rotation, at_gripper = limits[1:3]
+        if len(ids) <= _FEW and all(
+            begin <= a < at_rotation <= b < at_gripper <= c < limits[3] for a, b, c in ids.tolist()
+        ):
+            return
         for column, slot in enumerate(SLOTS):
             low, high = limits[column], limits[column + 1]
             if ids[:, column].min() >= low and ids[:, column].max() < high:
@@ -258,6 +296,42 @@ class ActionGrid:
             self._tables[mode] = (np.clip(xyz, -1.0, 1.0), rotation)
         return self._tables[mode]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it; `from_dict` gives an equal grid."""
+        return {
+            "schema_version": 1,
+            "kind": self.kind,
+            "decoding": self.decoding,
+            "bins": list(self.bins),
+            "min_sigma": self.min_sigma,
+            "gaussians": self.gaussians,
+            "edges": {axis: self.edges[axis].tolist() for axis in AXES},
+            "means": {axis: self.means[axis].tolist() for axis in AXES},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ActionGrid:
+        """From `to_dict`; ValueError names what is missing or inconsistent."""
+        if values.get("schema_version") != 1:
+            raise ValueError(
+                f"schema_version is {values.get('schema_version')!r}, expected 1; is this a grid "
+                "written by `spatialvla-ft grids fit`?"
+            )
+        missing = [key for key in ("kind", "decoding", "edges", "means") if key not in values]
+        if missing:
+            raise ValueError(f"the grid lacks {missing}; write it again with `grids fit`")
+        grid = cls(
+            values["edges"],
+            means=values["means"],
+            decoding=values["decoding"],
+            kind=values["kind"],
+            gaussians=values.get("gaussians"),
+            min_sigma=values.get("min_sigma", 0.0),
+        )
+        if "bins" in values and tuple(values["bins"]) != grid.bins:
+            raise ValueError(f"bins says {values['bins']} but the edges make {list(grid.bins)}")
+        return grid
+
     def same_edges(self, other: ActionGrid) -> bool:
         """Whether both cut every axis at exactly the same values."""
         return all(np.array_equal(self.edges[axis], other.edges[axis]) for axis in AXES)
@@ -276,73 +350,3 @@ class ActionGrid:
 
     def __repr__(self) -> str:
         return f"ActionGrid(kind={self.kind!r}, bins={self.bins}, decoding={self.decoding!r})"
-
-
-def _check_mode(mode: Any) -> Decoding:
-    if mode == "mean":
-        return "mean"
-    if mode == "midpoint":
-        return "midpoint"
-    raise ValueError(f"decoding is {mode!r}; it must be 'mean' or 'midpoint'")
-
-
-def _check_axes(given: Mapping[str, Any], what: str) -> None:
-    missing = [axis for axis in AXES if axis not in given]
-    unknown = [axis for axis in given if axis not in AXES]
-    if missing or unknown:
-        raise ValueError(
-            f"{what} must have exactly the axes {list(AXES)}; missing {missing}, unknown {unknown}"
-        )
-
-
-def _check_edges(edges: Mapping[str, Any]) -> dict[str, F64]:
-    _check_axes(edges, "edges")
-    checked = {}
-    for axis in AXES:
-        array = np.array(to_numpy(edges[axis]), dtype=np.float64)
-        if array.ndim != 1 or len(array) < 2:
-            raise ValueError(
-                f"edges of {axis} must be a list of at least 2 numbers (one bin); "
-                f"got shape {array.shape}"
-            )
-        if not np.isfinite(array).all():
-            index = int(np.flatnonzero(~np.isfinite(array))[0])
-            raise ValueError(f"edges of {axis}[{index}] is {array[index]}; edges must be finite")
-        steps = np.diff(array)
-        if (steps <= 0).any():
-            index = int(np.flatnonzero(steps <= 0)[0]) + 1
-            raise ValueError(
-                f"edges of {axis}[{index}] is {array[index]}, not above {array[index - 1]} before "
-                "it; edges must increase strictly. Use fewer bins or a larger min_sigma"
-            )
-        low, high = RANGES[axis]
-        if array[0] < low - 1e-6 or array[-1] > high + 1e-6:
-            raise ValueError(
-                f"edges of {axis} reach from {array[0]} to {array[-1]}, outside its range "
-                f"[{low:g}, {high:g}]; theta and phi are in radians, the others normalised"
-            )
-        array.setflags(write=False)
-        checked[axis] = array
-    return checked
-
-
-def _check_means(means: Mapping[str, Any], edges: Mapping[str, F64]) -> dict[str, F64]:
-    _check_axes(means, "means")
-    checked = {}
-    for axis in AXES:
-        array = np.array(to_numpy(means[axis]), dtype=np.float64)
-        low, high = edges[axis][:-1], edges[axis][1:]
-        if array.shape != low.shape:
-            raise ValueError(
-                f"means of {axis} need one number per bin, shape {low.shape}; got {array.shape}"
-            )
-        outside = ~((array >= low) & (array <= high))
-        if outside.any():
-            index = int(np.flatnonzero(outside)[0])
-            raise ValueError(
-                f"means of {axis}[{index}] is {array[index]}, outside its bin "
-                f"[{low[index]}, {high[index]}]"
-            )
-        array.setflags(write=False)
-        checked[axis] = array
-    return checked

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialvla_ft.actions.axes import F64
+from .axes import F64
 
 _MOST_CELLS = 1 << 14
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spatialvla_ft.actions.axes import F64
+from .axes import F64
 
 _SLIVER = 1e-6
 """Width of the bin around a value that repeats, as a share of the axis range."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from spatialvla_ft.actions.arrays import like, to_numpy
-from spatialvla_ft.actions.grid import ActionGrid
+from .arrays import like, to_numpy
+from .grid import ActionGrid
 
 
 class SpatialActionTokenizer:
