@@ -1,17 +1,16 @@
 """Fine-tune, evaluate and ship spatial vision-language-action models for robots.
 
-Importing the package is light and makes `AutoConfig`, `AutoModel` and `AutoProcessor` of
-transformers understand SpatialVLA checkpoints.
+Importing the package makes `AutoConfig`, `AutoModel` and `AutoProcessor` of transformers understand
+SpatialVLA checkpoints, which loads torch. Processes that must not load torch (simulation workers,
+dataset writers that use TensorFlow, `--help`) set SPATIALVLA_FT_LIGHT=1 first; the model classes
+then register themselves when they are imported.
 """
 
+import os
 from typing import Any
-
-from .registration import register as _register
 
 __version__ = "0.1.0"
 __all__ = ["SpatialVLAConfig", "SpatialVLAForConditionalGeneration", "SpatialVLAProcessor"]
-
-_register()
 
 
 def __getattr__(name: str) -> Any:
@@ -21,3 +20,7 @@ def __getattr__(name: str) -> Any:
     from . import models
 
     return getattr(models, name)
+
+
+if os.environ.get("SPATIALVLA_FT_LIGHT") != "1":
+    from .models import modeling_spatialvla, processing_spatialvla  # noqa: F401
