@@ -1,4 +1,4 @@
-"""The environment: reset by seed, act in end-effector deltas, observe through calibrated cameras."""
+"""The environment: reset by seed, act in end-effector deltas, observe by calibrated cameras."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ BLOCK_DENSITY = 500.0
 """kg / m3, about that of wood."""
 RAMP_SHARE, RAMP_PIECES = 0.6, 6
 """The joints move during this share of a control step, then settle."""
-MAX_LAG = 0.02
-"""Metres (and a tenth of it as 0.2 rad): how far the commanded pose may run ahead of the real one."""
-MAX_LAG_ANGLE = 0.1
+MAX_LAG, MAX_LAG_ANGLE = 0.02, 0.1
+"""Metres and radians that the commanded pose may run ahead of the real one."""
 SETTLE_SECONDS = 0.1
 # OpenCV camera axes to MuJoCo's (x right, y up, z backward).
 _CV_TO_MUJOCO = np.diag([1.0, -1.0, -1.0])
@@ -64,7 +63,10 @@ class TabletopEnv:
         distractors: int = 0,
         renderer: Renderer | None = None,
     ):
-        """Build the model; `renderer` may be shared by all environments of a process."""
+        """Build the model; `renderer` may be shared by all environments of a process.
+
+        Without one, a renderer is opened when the first picture is wanted.
+        """
         self.robot = get_robot(robot) if isinstance(robot, str) else robot
         self.task = get_task(task) if isinstance(task, str) else task
         for camera in cameras:
@@ -332,7 +334,7 @@ class TabletopEnv:
 
     def _render(self, camera: str, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
         if self._renderer is None:
-            self._renderer = Renderer(self.model)
+            self._renderer = Renderer()
         return self._renderer.render(self.model, self.data, camera, width, height)
 
 

@@ -10,7 +10,8 @@ import mujoco
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from spatialvla_ft.sim.scene import FAR, MAX_OFFSCREEN, NEAR
+from spatialvla_ft.sim.robots import ROBOT_A
+from spatialvla_ft.sim.scene import FAR, MAX_OFFSCREEN, NEAR, build_mjcf
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,10 @@ class Renderer:
     The scenes hold no meshes and no textures, so one GL context fits all of them.
     """
 
-    def __init__(self, model: mujoco.MjModel):
+    def __init__(self) -> None:
         """Open a GL context; RuntimeError if there is no GL library."""
         self._gl = open_gl_context()
+        model = mujoco.MjModel.from_xml_string(build_mjcf(ROBOT_A, 1))
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR

@@ -1,0 +1,51 @@
+"""The dataset card of a recording: how its fields map to the standard step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spatialvla_ft.sim.recording import DEPTH_SCALE
+from spatialvla_ft.sim.robots import Robot
+
+SLOTS = {"front": "primary", "wrist": "wrist"}
+
+
+def dataset_card(robot: Robot, cameras: Sequence[str], version: str) -> dict[str, Any]:
+    """One card of schema version 1, with our depth scale, intrinsics and extrinsics."""
+
+    def per_slot(kind: str) -> dict[str, str]:
+        return {SLOTS[camera]: f"observation.{kind}_{camera}" for camera in cameras}
+
+    return {
+        "version": version,
+        "robot": robot.name,
+        "control_hz": robot.control_hz,
+        "cameras": per_slot("image"),
+        "depth": per_slot("depth"),
+        "depth_scale": DEPTH_SCALE,
+        "intrinsics": per_slot("intrinsics"),
+        "extrinsics": per_slot("extrinsics"),
+        "language": {"kind": "string", "key": "language_instruction"},
+        "drop": {"first": 0},
+        "action": {
+            "encoding": "EEF_POS",
+            "loadable": True,
+            "translation": ["action[0:3]"],
+            "rotation": {"raw": "labelled_euler", "terms": ["action[3:6]"]},
+            "gripper": ["action[-1:]"],
+        },
+        "proprio": {
+            "encoding": "POS_EULER",
+            "terms": ["observation.state[0:6]", "zeros(1)", "observation.state[-1:]"],
+        },
+    }
+
+
+def write_card(path: Path, name: str, card: dict[str, Any]) -> None:
+    """A card file with this one card."""
+    content = {"schema_version": 1, "cards": {name: card}}
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,114 @@
+"""Demonstrations: run the expert, keep what it saw and did, images already compressed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Float32, Float64
+from PIL import Image
+
+from spatialvla_ft.sim.env import TabletopEnv
+from spatialvla_ft.sim.expert import expert
+from spatialvla_ft.sim.state import Observation
+
+DEPTH_SCALE = 1e-4
+"""Metres per unit of a recorded depth image."""
+JPEG_QUALITY = 95
+STATE_DIM, ACTION_DIM = 7, 7
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration.
+
+    Attributes:
+        seed, task, robot, instruction: what was shown.
+        observations: per step, the dataset's `observation` with encoded images.
+        actions: (T, 7) the expert's clean actions, robot units.
+    """
+
+    seed: int
+    task: str
+    robot: str
+    instruction: str
+    observations: tuple[dict[str, Any], ...]
+    actions: Float32[np.ndarray, "T 7"]
+
+
+def perturb(
+    env: TabletopEnv, action: Float64[np.ndarray, 7], sigma: float, rng: np.random.Generator
+) -> Float64[np.ndarray, 7]:
+    """Add Gaussian noise to the six motions; `sigma` is a share of the robot's largest step."""
+    scale = np.array([env.robot.max_translation] * 3 + [env.robot.max_rotation] * 3)
+    return np.append(action[:6] + sigma * scale * rng.standard_normal(6), action[6])
+
+
+def record_episode(env: TabletopEnv, seed: int, action_noise: float = 0.0) -> Episode | None:
+    """Run the expert on one seed; None if it fails.
+
+    With `action_noise` the executed actions are noisy while the clean ones are recorded, so that
+    a policy sees how to come back. The observation after the last action is not kept.
+    """
+    env.reset(seed)
+    rng = np.random.default_rng([seed, 11])
+    observations, actions = [], []
+    success = False
+    while not env.done:
+        observations.append(encode_observation(env.observe()))
+        action = env.clip(expert(env))
+        actions.append(action)
+        success = env.step(perturb(env, action, action_noise, rng)).success
+    if not success:
+        return None
+    return Episode(
+        seed=seed,
+        task=env.task.name,
+        robot=env.robot.name,
+        instruction=env.instruction,
+        observations=tuple(observations),
+        actions=np.array(actions, np.float32),
+    )
+
+
+def encode_observation(observation: Observation) -> dict[str, Any]:
+    """The dataset's `observation`: JPEG colour, 16-bit PNG depth of 0.1 mm, float32 calibration."""
+    encoded: dict[str, Any] = {"state": observation.state}
+    for camera, image in observation.images.items():
+        encoded[f"image_{camera}"] = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling="444"
+        )
+        encoded[f"depth_{camera}"] = encode_depth(observation.depth[camera])
+        encoded[f"intrinsics_{camera}"] = observation.intrinsics[camera].astype(np.float32)
+        encoded[f"extrinsics_{camera}"] = observation.extrinsics[camera].astype(np.float32)
+    return encoded
+
+
+def encode_depth(depth: Float32[np.ndarray, "H W"]) -> bytes:
+    """Depth in metres as a 16-bit PNG of 0.1 mm; 0 stays 0, unknown."""
+    units = np.clip(np.rint(depth / DEPTH_SCALE), 0, 65535).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(units).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def steps_of(episode: Episode) -> Iterator[dict[str, Any]]:
+    """The episode's RLDS steps in order; reward 1 and terminal at the last."""
+    last = len(episode.actions) - 1
+    for t, (observation, action) in enumerate(
+        zip(episode.observations, episode.actions, strict=True)
+    ):
+        yield {
+            "observation": observation,
+            "action": action,
+            "language_instruction": episode.instruction,
+            "is_first": t == 0,
+            "is_last": t == last,
+            "is_terminal": t == last,
+            "reward": np.float32(t == last),
+            "discount": np.float32(1.0),
+        }

@@ -1,0 +1,134 @@
+"""Writing demonstrations as an RLDS dataset, with TensorFlow Datasets itself.
+
+TensorFlow is imported inside: use this in a process that has not imported torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from spatialvla_ft.sim.recording import ACTION_DIM, STATE_DIM, Episode, steps_of
+
+VERSION = "1.0.0"
+
+
+def features(cameras: Sequence[str], image_size: int) -> Any:
+    """The dataset's `tfds.features.FeaturesDict`."""
+    import tensorflow_datasets as tfds
+
+    tensor, scalar = tfds.features.Tensor, tfds.features.Scalar
+    observation: dict[str, Any] = {
+        "state": tensor(
+            shape=(STATE_DIM,),
+            dtype=np.float32,
+            doc="x y z (m) roll pitch yaw (rad, xyz) of the tool in the base frame, gripper 1 open",
+        )
+    }
+    for camera in cameras:
+        observation |= {
+            f"image_{camera}": tfds.features.Image(
+                shape=(image_size, image_size, 3), dtype=np.uint8, encoding_format="jpeg"
+            ),
+            f"depth_{camera}": tfds.features.Image(
+                shape=(image_size, image_size, 1),
+                dtype=np.uint16,
+                encoding_format="png",
+                doc="along the optical axis, unit 0.1 mm, 0 = unknown",
+            ),
+            f"intrinsics_{camera}": tensor(
+                shape=(3, 3), dtype=np.float32, doc="pixels; pixel centres at +0.5"
+            ),
+            f"extrinsics_{camera}": tensor(
+                shape=(4, 4), dtype=np.float32, doc="camera (OpenCV axes) to robot base, m"
+            ),
+        }
+    steps = {
+        "observation": observation,
+        "action": tensor(
+            shape=(ACTION_DIM,),
+            dtype=np.float32,
+            doc="dx dy dz (m) roll pitch yaw (rad, xyz) in the base frame, gripper 1 open 0 closed",
+        ),
+        "language_instruction": tfds.features.Text(),
+        "is_first": scalar(dtype=np.bool_),
+        "is_last": scalar(dtype=np.bool_),
+        "is_terminal": scalar(dtype=np.bool_),
+        "reward": scalar(dtype=np.float32),
+        "discount": scalar(dtype=np.float32),
+    }
+    metadata = {
+        "episode_id": scalar(dtype=np.int64),
+        "seed": scalar(dtype=np.int64),
+        "task": tfds.features.Text(),
+        "robot": tfds.features.Text(),
+        "success": scalar(dtype=np.bool_),
+    }
+    return tfds.features.FeaturesDict(
+        {
+            "steps": tfds.features.Dataset(steps),
+            "episode_metadata": tfds.features.FeaturesDict(metadata),
+        }
+    )
+
+
+def write_rlds(
+    episodes: Iterable[Episode],
+    *,
+    out: Path,
+    name: str,
+    cameras: Sequence[str],
+    image_size: int,
+    description: str,
+) -> Path:
+    """Write all episodes as split `train`; returns the dataset's version directory.
+
+    The directory is `out/name/VERSION`, which `tfds.builder_from_directory` opens. Episodes are
+    stored in the order given.
+    """
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    examples = ((number, _example(number, episode)) for number, episode in enumerate(episodes))
+
+    class Recording(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
+        """Demonstrations recorded in simulation."""
+
+        # Nothing is downloaded. Looking for checksums, which this avoids, needs the package
+        # importlib_resources, which tfds does not always bring.
+        url_infos: ClassVar[dict[str, Any]] = {}
+
+    # tfds announces itself on standard output, which belongs to the command's report.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder = Recording(
+            name=name,
+            version=VERSION,
+            features=features(cameras, image_size),
+            split_datasets={"train": examples},
+            data_dir=out,
+            description=description,
+            disable_shuffling=True,
+        )
+        builder.download_and_prepare()
+    for left_over in (out / "downloads" / "extracted", out / "downloads"):
+        if left_over.is_dir() and not any(left_over.iterdir()):
+            left_over.rmdir()
+    return Path(builder.data_dir)
+
+
+def _example(number: int, episode: Episode) -> dict[str, Any]:
+    return {
+        "steps": list(steps_of(episode)),
+        "episode_metadata": {
+            "episode_id": number,
+            "seed": episode.seed,
+            "task": episode.task,
+            "robot": episode.robot,
+            "success": True,
+        },
+    }
