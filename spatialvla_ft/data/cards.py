@@ -5,10 +5,11 @@ The format is described in `data_mixtures/README.md`; a card is checked whole wh
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import pydantic
@@ -260,6 +261,20 @@ def _with_defaults(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, A
     return full
 
 
+def _suggest(key: str, parents: tuple[str | int, ...]) -> str:
+    """The nearest name that is allowed there, as a question."""
+    model: Any = Card
+    for part in parents:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        kinds = [annotation, *get_args(annotation)]
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not inner:
+            return ""
+        model = inner[0]
+    near = difflib.get_close_matches(key, list(model.model_fields), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
 def _explain(
     error: pydantic.ValidationError, document: Located, prefix: tuple[str, ...]
 ) -> list[str]:
@@ -268,6 +283,6 @@ def _explain(
         location = (*prefix, *item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "unknown key"
+            message = "unknown key" + _suggest(str(item["loc"][-1]), item["loc"][:-1])
         lines.append(f"{document.where(location)}: {'.'.join(map(str, location))}: {message}")
     return lines

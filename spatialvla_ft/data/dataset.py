@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,6 +21,8 @@ from spatialvla_ft.data.rlds.index import FrameIndex, build_index
 from spatialvla_ft.data.sample import Sample
 from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
 
+logger = logging.getLogger(__name__)
+
 CARD_FILE = "card.yaml"
 CACHED_EPISODES = 256
 
@@ -34,6 +37,7 @@ def open_dataset(
     horizon: int = 4,
     split: str = "train",
     intrinsics: Mapping[str, Camera] | None = None,
+    depth: bool | None = None,
     fast_dct: bool = True,
 ) -> RldsDataset:
     """A split of an RLDS dataset as samples; the index is built if there is none.
@@ -45,6 +49,7 @@ def open_dataset(
         horizon: number of actions per sample.
         split: name of the split.
         intrinsics: cameras by slot, instead of those of the card.
+        depth: whether samples carry the dataset's depth; None for where the card knows its scale.
         fast_dct: decode JPEG as TensorFlow does, see `decode_rgb`.
 
     Raises:
@@ -65,6 +70,7 @@ def open_dataset(
         horizon=horizon,
         episodes=episodes,
         intrinsics=intrinsics or {},
+        depth=depth,
         fast_dct=fast_dct,
     )
 
@@ -100,6 +106,7 @@ class RldsDataset(Sequence[Sample]):
         horizon: number of actions per sample.
         episodes: (n,) which episodes, by their number in the index.
         intrinsics: cameras by slot, instead of those of the card.
+        depth: whether samples carry depth; None for where the card knows its scale.
         fast_dct: decode JPEG as TensorFlow does.
     """
 
@@ -111,6 +118,7 @@ class RldsDataset(Sequence[Sample]):
         horizon: int,
         episodes: Int64[np.ndarray, " n"],
         intrinsics: Mapping[str, Camera],
+        depth: bool | None,
         fast_dct: bool,
     ) -> None:
         if horizon < 1:
@@ -120,6 +128,7 @@ class RldsDataset(Sequence[Sample]):
         self.horizon = horizon
         self.episodes = episodes
         self.intrinsics = dict(intrinsics)
+        self.depth = bool(card.depth) and card.depth_scale is not None if depth is None else depth
         self.fast_dct = fast_dct
         self.name = f"{index.name}/{index.version}"
         self._cache: OrderedDict[int, Standardised] = OrderedDict()
@@ -154,11 +163,16 @@ class RldsDataset(Sequence[Sample]):
             raise DatasetError(
                 f"intrinsics for {sorted(unknown)}, but card {card.name!r} has {sorted(cameras)}"
             )
-        if card.depth and card.depth_scale is None:
+        if self.depth and not card.depth:
+            raise DatasetError(f"depth was asked for, but card {card.name!r} names none")
+        if self.depth and card.depth_scale is None:
             raise DatasetError(
                 f"card {card.name!r} has depth but no depth_scale; say how many metres one unit of "
                 "the stored depth is, e.g. depth_scale: 0.001 for millimetres"
             )
+        if card.depth and not self.depth:
+            reason = "it is switched off" if card.depth_scale else "the card has no depth_scale"
+            logger.info("%s: samples carry no depth: %s", self.name, reason)
 
     @cached_property
     def episode_lengths(self) -> Int64[np.ndarray, " n"]:
@@ -211,6 +225,13 @@ class RldsDataset(Sequence[Sample]):
         parts = [self._standardise(episode).action for episode in self.episodes.tolist()]
         return RawActions(np.concatenate(parts) if parts else np.empty((0, 7), np.float32))
 
+    def instructions(self) -> list[str]:
+        """The distinct instructions of all episodes, sorted, without decoding an image."""
+        found = set()
+        for episode in self.episodes.tolist():
+            found.update(self._standardise(episode).language or [""])
+        return sorted(found)
+
     def subset(self, episodes: Int64[np.ndarray, " n"]) -> RldsDataset:
         """A view of some episodes, by their number in the index."""
         return RldsDataset(
@@ -219,6 +240,7 @@ class RldsDataset(Sequence[Sample]):
             horizon=self.horizon,
             episodes=np.asarray(episodes, np.int64),
             intrinsics=self.intrinsics,
+            depth=self.depth,
             fast_dct=self.fast_dct,
         )
 
@@ -262,7 +284,7 @@ class RldsDataset(Sequence[Sample]):
         images = self._images(trajectory, episode, step)
         return Sample(
             images=images,
-            depth=self._depth(episode, step) if self.card.depth else None,
+            depth=self._depth(episode, step) if self.depth else None,
             intrinsics=self._intrinsics(episode, step, images),
             instruction=trajectory.language[row] if trajectory.language else "",
             actions=RawActions(trajectory.action[np.minimum(ahead, count - 1)]),

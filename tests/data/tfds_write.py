@@ -1,11 +1,11 @@
-"""Run as a program, since TensorFlow must not share a process with torch: write with tfds, read with tfds.
+"""Run as a program: write two small datasets with tfds, and dump what tfds reads from them.
 
-    python tfds_write.py demo OUT        two splits of a robot dataset with a card, several shards
-    python tfds_write.py zoo OUT         every kind of feature that tfds writes inside steps
-    python tfds_write.py dump DIR OUT    what tfds reads, as a pickle per split; images both encoded
-                                         and decoded
+    python tfds_write.py ROOT
 
-Only what this file wrote itself is read back by pickle.
+makes ROOT/demo/1.0.0 (a robot with depth, a card, two splits, several shards), ROOT/zoo/1.0.0
+(every kind of feature that tfds writes inside steps and reads again) and
+ROOT/dump/<name>/<split>.pickle.
+TensorFlow must not share a process with torch, hence the program; the pickles are our own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ cards:
       translation: ["action[0:3]"]
       rotation: {raw: labelled_euler, terms: ["action[3:6]"]}
       gripper: ["action[-1:]"]
-    proprio: {encoding: POS_EULER, terms: ["observation.state[0:6]", zeros(1), "observation.state[-1:]"]}
+    proprio:
+      encoding: POS_EULER
+      terms: ["observation.state[0:6]", zeros(1), "observation.state[-1:]"]
 """
 
 F = tfds.features
@@ -116,7 +118,12 @@ def demo_episode(number, length):
             "discount": 1.0,
         }
         steps.append(step)
-    meta = {"episode_id": number, "seed": -(2**40) - number, "task": "stack", "success": bool(number % 2)}
+    meta = {
+        "episode_id": number,
+        "seed": -(2**40) - number,
+        "task": "stack",
+        "success": bool(number % 2),
+    }
     return {"steps": steps, "episode_metadata": meta}
 
 
@@ -130,21 +137,35 @@ ZOO = F.FeaturesDict(
                         "png": F.Image(shape=(None, None, 3), encoding_format="png"),
                         "grey": F.Image(shape=(24, 32, 1), encoding_format="png"),
                         "rgba": F.Image(shape=(24, 32, 4), encoding_format="png"),
-                        "depth16": F.Image(shape=(24, 32, 1), dtype=np.uint16, encoding_format="png"),
-                        "depth32": F.Image(shape=(24, 32, 1), dtype=np.float32, encoding_format="png"),
+                        "depth16": F.Image(
+                            shape=(24, 32, 1), dtype=np.uint16, encoding_format="png"
+                        ),
+                        "depth32": F.Image(
+                            shape=(24, 32, 1), dtype=np.float32, encoding_format="png"
+                        ),
                         "some_images": F.Sequence(F.Image(shape=(8, 8, 3), encoding_format="png")),
                         "zlib": _tensor((3, 2), encoding="zlib"),
                         "zlib_any": _tensor((None, None), encoding="zlib"),
                         "raw_bytes": _tensor((4,), np.int16, encoding="bytes"),
-                        "nested": F.FeaturesDict({"a/b": F.Scalar(np.int32), "c": F.FeaturesDict({"d": F.Scalar(np.float32)})}),
+                        "nested": F.FeaturesDict(
+                            {
+                                "a/b": F.Scalar(np.int32),
+                                "c": F.FeaturesDict({"d": F.Scalar(np.float32)}),
+                            }
+                        ),
                         "numbers": F.Sequence(F.Scalar(np.int32)),
                         "points": F.Sequence(_tensor((3,))),
                         "words": F.Sequence(F.Text()),
                         "things": F.Sequence({"p": F.Scalar(np.float32), "q": F.Text()}),
                         "tree": F.Sequence(F.Sequence(F.Scalar(np.int32))),
-                        "i8": F.Scalar(np.int8), "i16": F.Scalar(np.int16), "i32": F.Scalar(np.int32),
-                        "i64": F.Scalar(np.int64), "u8": F.Scalar(np.uint8), "u16": F.Scalar(np.uint16),
-                        "u32": F.Scalar(np.uint32), "u64": F.Scalar(np.uint64),
+                        "i8": F.Scalar(np.int8),
+                        "i16": F.Scalar(np.int16),
+                        "i32": F.Scalar(np.int32),
+                        "i64": F.Scalar(np.int64),
+                        "u8": F.Scalar(np.uint8),
+                        "u16": F.Scalar(np.uint16),
+                        "u32": F.Scalar(np.uint32),
+                        "u64": F.Scalar(np.uint64),
                         "f64": F.Scalar(np.float64),
                         "flags": _tensor((3,), np.bool_),
                         "label": F.ClassLabel(num_classes=3),
@@ -158,7 +179,13 @@ ZOO = F.FeaturesDict(
                 "text": F.Text(),
             }
         ),
-        "episode_metadata": F.FeaturesDict({"path": F.Text(), "marks": F.Sequence(F.Scalar(np.int64)), "photo": F.Image(shape=(8, 8, 3), encoding_format="png")}),
+        "episode_metadata": F.FeaturesDict(
+            {
+                "path": F.Text(),
+                "marks": F.Sequence(F.Scalar(np.int64)),
+                "photo": F.Image(shape=(8, 8, 3), encoding_format="png"),
+            }
+        ),
     }
 )
 
@@ -189,8 +216,14 @@ def zoo_episode(number, length):
             "words": [f"wörd{k}" for k in range(n)],
             "things": [{"p": k / 3, "q": "s" * k} for k in range(n)],
             "tree": [list(range(k)) for k in range(n)],
-            "i8": -128, "i16": -(2**15) + t, "i32": -(2**31) + t, "i64": -(2**63) + t,
-            "u8": 255, "u16": 2**16 - 1 - t, "u32": 2**32 - 1 - t, "u64": 2**62 + t,
+            "i8": -128,
+            "i16": -(2**15) + t,
+            "i32": -(2**31) + t,
+            "i64": -(2**63) + t,
+            "u8": 255,
+            "u16": 2**16 - 1 - t,
+            "u32": 2**32 - 1 - t,
+            "u64": 2**62 + t,
             "f64": float(np.float32(1 / (t + 3))),
             "flags": [t % 2 == 0, True, False],
             "label": t % 3,
@@ -199,8 +232,21 @@ def zoo_episode(number, length):
             "embedding": rng.normal(size=512).astype(np.float32),
             "pixels": pixels(4, 5, 3),
         }
-        steps.append({"observation": observation, "action": rng.normal(size=7).astype(np.float32), "text": f"step {t}"})
-    return {"steps": steps, "episode_metadata": {"path": f"p/{number}", "marks": list(range(number)), "photo": pixels(8, 8, 3)}}
+        steps.append(
+            {
+                "observation": observation,
+                "action": rng.normal(size=7).astype(np.float32),
+                "text": f"step {t}",
+            }
+        )
+    return {
+        "steps": steps,
+        "episode_metadata": {
+            "path": f"p/{number}",
+            "marks": list(range(number)),
+            "photo": pixels(8, 8, 3),
+        },
+    }
 
 
 def builder(name, features, episode, lengths):
@@ -251,8 +297,6 @@ def dump(source, out):
     config = tfds.ReadConfig(interleave_cycle_length=1)
     for split in made.info.splits:
         content = []
-        for decoders in (None, tfds.decode.PartialDecoding):
-            del decoders
         skip = skip_images(made.info.features)
         raw = made.as_dataset(split=split, read_config=config, decoders=skip)
         decoded = made.as_dataset(split=split, read_config=config)
@@ -280,7 +324,8 @@ def skip_images(features):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "dump":
-        dump(*sys.argv[2:])
-    else:
-        write(*sys.argv[1:])
+    root = Path(sys.argv[1])
+    for kind in ("demo", "zoo"):
+        write(kind, root)
+        (root / "dump" / kind).mkdir(parents=True)
+        dump(root / kind / "1.0.0", root / "dump" / kind)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -98,10 +97,11 @@ def write_index(
         }
         (scratch / META).write_text(json.dumps(meta, indent=1))
         scratch.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        with contextlib.suppress(FileExistsError):  # another process was as quick
+        try:
             os.replace(scratch, out)  # noqa: PTH105
+        except OSError:
+            if not (out / META).exists():  # else another process was as quick
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -47,7 +47,9 @@ def build_index(
     """
     dataset_dir = Path(dataset_dir)
     place = Path(out) if out is not None else dataset_dir / INDEX_DIR
-    if place.exists() and not (place / build.META).exists() and any(place.iterdir()):
+    if place.is_file() or (
+        place.exists() and not (place / build.META).exists() and any(place.iterdir())
+    ):
         raise DatasetError(f"{place} exists and is no frame index; pass another directory as out=")
     if rebuild or not (place / build.META).exists():
         if place.exists():
