@@ -123,6 +123,8 @@ def load_grid(path: Path) -> ActionGrid:
         raise ValueError(f"{path} does not exist; pass a grid.json or a checkpoint") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not a grid; see `grids fit`")
     try:
         if "bin_policy" in values or "action_config" in values:
             return from_processor_config(values)
