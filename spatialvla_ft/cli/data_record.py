@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,6 @@ import typer
 
 if TYPE_CHECKING:
     from spatialvla_ft.sim.recorder import Tally
-    from spatialvla_ft.sim.recording import Episode
 
 
 def record(
@@ -116,10 +113,7 @@ def _record(
             f"--out: {target} exists and is not empty; remove it, or give another --out or --name"
         )
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from spatialvla_ft.sim.card import dataset_card, write_card
-    from spatialvla_ft.sim.recorder import Plan, Tally, record_episodes
-    from spatialvla_ft.sim.rlds import VERSION, write_rlds
+    from spatialvla_ft.sim.recorder import Plan, record_dataset
 
     plan = Plan(
         robot=robot.name,
@@ -131,27 +125,14 @@ def _record(
         camera_mode=camera_mode,
         distractors=distractors,
     )
-    plan.environments()  # finds mistakes before anything is started
-    tally = Tally()
-    with contextlib.closing(record_episodes(plan, episodes, tally, workers)) as recorded:
-        path = write_rlds(
-            _shown(recorded, episodes, tally),
-            out=out,
-            name=name,
-            cameras=cameras,
-            image_size=image_size,
-            description=(
-                f"{robot.name}, {', '.join(plan.tasks)}: expert demonstrations in simulation, "
-                f"camera {camera_mode}, action noise {action_noise}, {distractors} distractors, "
-                f"seed {seed}."
-            ),
-        )
-    write_card(path / "card.yaml", name, dataset_card(robot, cameras, VERSION))
+    tally = _show(
+        record_dataset(plan, episodes=episodes, out=out, name=name, workers=workers), episodes
+    )
     return {
-        "path": str(path),
+        "path": str(target / "1.0.0"),
         "name": name,
         "robot": robot.name,
-        "tasks": [task.name for task in tasks],
+        "tasks": list(plan.tasks),
         "episodes": tally.episodes,
         "steps": tally.steps,
         "failed": tally.failed,
@@ -159,8 +140,8 @@ def _record(
     }
 
 
-def _shown(episodes: Iterator[Episode], count: int, tally: Tally) -> Iterator[Episode]:
-    """Pass the episodes on under a progress bar on stderr."""
+def _show(progress_of: Iterator[Tally], count: int) -> Tally:
+    """Follow the recording with a progress bar on stderr; returns the final tally."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -170,6 +151,9 @@ def _shown(episodes: Iterator[Episode], count: int, tally: Tally) -> Iterator[Ep
         TimeRemainingColumn,
     )
 
+    from spatialvla_ft.sim.recorder import Tally
+
+    tally = Tally()
     with Progress(
         TextColumn("episodes"),
         BarColumn(),
@@ -178,7 +162,8 @@ def _shown(episodes: Iterator[Episode], count: int, tally: Tally) -> Iterator[Ep
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
     ) as progress:
-        bar = progress.add_task("", total=count, note="")
-        for episode in episodes:
-            yield episode
-            progress.update(bar, advance=1, note=f"{tally.steps} steps, {tally.failed} failed")
+        bar = progress.add_task("", total=count, note="starting")
+        for tally in progress_of:
+            note = f"{tally.steps} steps, {tally.failed} attempts failed"
+            progress.update(bar, completed=tally.episodes, note=note)
+    return tally

@@ -61,11 +61,16 @@ class TabletopEnv:
         cameras: Sequence[str] = ("front",),
         camera_mode: str = "fixed",
         distractors: int = 0,
-        renderer: Renderer | None = None,
     ):
-        """Build the model; `renderer` may be shared by all environments of a process.
+        """Build the model; ValueError names what is not allowed.
 
-        Without one, a renderer is opened when the first picture is wanted.
+        Args:
+            robot: a robot or its name.
+            task: a task or its name.
+            image_size: pixels a side of the observed pictures.
+            cameras: which to render: "front", "wrist" or both.
+            camera_mode: "fixed", or "random" for calibrated poses of their own per episode.
+            distractors: blocks that the task does not name.
         """
         self.robot = get_robot(robot) if isinstance(robot, str) else robot
         self.task = get_task(task) if isinstance(task, str) else task
@@ -85,10 +90,10 @@ class TabletopEnv:
         self.model = mujoco.MjModel.from_xml_string(build_mjcf(self.robot, self._count))
         self.data = mujoco.MjData(self.model)
         self.max_steps = round(self.task.seconds * self.robot.control_hz)
-        self.seed: int | None = None
+        self.seed = -1
         self.instruction = ""
-        self._renderer = renderer
-        self._owns_renderer = renderer is None
+        self._renderer: Renderer | None = None
+        self._owns_renderer = False
         self._arm = ArmKinematics(self.model, self.robot)
         self._index_model()
 
@@ -126,6 +131,11 @@ class TabletopEnv:
             self._wrong_object = is_wrong_object(self.task, state)
             self._success = not self._wrong_object and is_success(self.task, state)
         return StepResult(self._success, self._wrong_object, self.done, self._steps)
+
+    @property
+    def steps(self) -> int:
+        """Actions executed in this episode."""
+        return self._steps
 
     @property
     def done(self) -> bool:
@@ -185,11 +195,19 @@ class TabletopEnv:
             self._state = self._read_state()
         return self._state
 
+    def use(self, renderer: Renderer) -> None:
+        """Draw with this renderer; all environments of a process may share one.
+
+        Without it, one is opened when the first picture is wanted.
+        """
+        self.close()
+        self._renderer, self._owns_renderer = renderer, False
+
     def close(self) -> None:
         """Free the renderer if this environment opened it."""
         if self._owns_renderer and self._renderer is not None:
             self._renderer.close()
-            self._renderer = None
+        self._renderer, self._owns_renderer = None, False
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -335,6 +353,7 @@ class TabletopEnv:
     def _render(self, camera: str, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
         if self._renderer is None:
             self._renderer = Renderer()
+            self._owns_renderer = True
         return self._renderer.render(self.model, self.data, camera, width, height)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
-import traceback
+import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+from spatialvla_ft.sim.card import dataset_card, write_card
 from spatialvla_ft.sim.env import TabletopEnv
 from spatialvla_ft.sim.recording import Episode, record_episode
 from spatialvla_ft.sim.rendering import Renderer
+from spatialvla_ft.sim.rlds import VERSION
+from spatialvla_ft.sim.robots import get_robot
+from spatialvla_ft.sim.worker import Channel, Worker
 
-QUEUE_LENGTH = 16
 SPARE_FAILURES = 20
 
 
@@ -38,7 +40,7 @@ class Plan:
     camera_mode: str = "fixed"
     distractors: int = 0
 
-    def environments(self, renderer: Renderer | None = None) -> list[TabletopEnv]:
+    def environments(self) -> list[TabletopEnv]:
         """One environment per task; ValueError for what is not allowed. Nothing is rendered yet."""
         return [
             TabletopEnv(
@@ -48,10 +50,17 @@ class Plan:
                 cameras=self.cameras,
                 camera_mode=self.camera_mode,
                 distractors=self.distractors,
-                renderer=renderer,
             )
             for task in self.tasks
         ]
+
+    def description(self) -> str:
+        """One sentence for the dataset's own description."""
+        return (
+            f"{self.robot}, {', '.join(self.tasks)}: expert demonstrations in simulation, "
+            f"camera {self.camera_mode}, action noise {self.action_noise}, "
+            f"{self.distractors} distractors, seed {self.seed}."
+        )
 
 
 @dataclass
@@ -71,25 +80,17 @@ class Tally:
 def record_episodes(plan: Plan, count: int, tally: Tally, workers: int = 1) -> Iterator[Episode]:
     """`count` successful episodes in the order of their seeds, whatever the number of workers.
 
-    Failures are counted in `tally`, which is kept up to date. RuntimeError if more fail than
-    succeed, or if a worker dies.
+    Failures are counted in `tally`, which is kept up to date. ValueError if more fail than
+    succeed.
     """
-    context = multiprocessing.get_context("spawn")
-    queues = [context.Queue(QUEUE_LENGTH) for _ in range(workers)]
-    processes = [
-        context.Process(target=_work, args=(plan, index, workers, queues[index]), daemon=True)
-        for index in range(workers)
-    ]
-    for process in processes:
-        process.start()
+    processes = [Worker(f"{__name__}:simulate", plan, i, workers) for i in range(workers)]
     try:
         while tally.episodes < count:
-            worker = tally.attempted % workers
-            episode = _next(queues[worker], processes[worker])
+            episode: Episode | None = processes[tally.attempted % workers].recv()
             if episode is None:
                 tally.failed += 1
                 if tally.failed > count + SPARE_FAILURES:
-                    raise RuntimeError(
+                    raise ValueError(
                         f"action_noise: got {plan.action_noise}; the expert failed {tally.failed} "
                         f"of {tally.attempted} episodes of {list(plan.tasks)}; use less noise"
                     )
@@ -99,37 +100,53 @@ def record_episodes(plan: Plan, count: int, tally: Tally, workers: int = 1) -> I
             yield episode
     finally:
         for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
-        for channel in queues:
-            channel.close()
+            process.close()
 
 
-def _next(channel: Any, process: Any) -> Episode | None:
-    """The worker's next result; RuntimeError with its traceback if it failed."""
-    while True:
-        try:
-            result = channel.get(timeout=5.0)
-        except queue.Empty:
-            if not process.is_alive():
-                raise RuntimeError(
-                    f"a recording process died with exit code {process.exitcode}"
-                ) from None
-            continue
-        if isinstance(result, str):
-            raise RuntimeError(f"a recording process failed:\n{result}")
-        return result
+def simulate(channel: Channel, plan: Plan, index: int, workers: int) -> None:
+    """A simulation process: attempts index, index + workers, ... until the other side closes."""
+    envs = plan.environments()
+    renderer = Renderer()
+    for env in envs:
+        env.use(renderer)
+    for attempt in itertools.count(index, workers):
+        env = envs[attempt % len(envs)]
+        channel.send(record_episode(env, plan.seed + attempt, plan.action_noise))
 
 
-def _work(plan: Plan, index: int, workers: int, channel: Any) -> None:
-    """Attempts index, index + workers, ... for ever; the parent ends the process."""
-    try:
-        envs = plan.environments(Renderer())
-        attempt = index
-        while True:
-            env = envs[attempt % len(envs)]
-            channel.put(record_episode(env, plan.seed + attempt, plan.action_noise))
-            attempt += workers
-    except Exception:
-        channel.put(traceback.format_exc())
+def record_dataset(
+    plan: Plan, *, episodes: int, out: Path, name: str, workers: int = 1
+) -> Iterator[Tally]:
+    """Record `episodes` episodes and write `out/name/1.0.0` with its card; yields progress.
+
+    TensorFlow runs in a process of its own, so the caller may use torch.
+    """
+    plan.environments()  # finds mistakes before anything is started
+    with Worker(f"{__name__}:write", plan, episodes, out, name, workers) as writer:
+        while (tally := writer.recv()) is not None:
+            yield tally
+
+
+def write(channel: Channel, plan: Plan, episodes: int, out: Path, name: str, workers: int) -> None:
+    """The writing process: sends the tally after every episode, None at the end."""
+    from spatialvla_ft.sim.rlds import write_rlds
+
+    tally = Tally()
+
+    def reported() -> Iterator[Episode]:
+        for episode in recorded:
+            yield episode
+            channel.send(tally)
+
+    with contextlib.closing(record_episodes(plan, episodes, tally, workers)) as recorded:
+        path = write_rlds(
+            reported(),
+            out=out,
+            name=name,
+            cameras=plan.cameras,
+            image_size=plan.image_size,
+            description=plan.description(),
+        )
+    write_card(path / "card.yaml", name, dataset_card(get_robot(plan.robot), plan.cameras, VERSION))
+    channel.send(tally)
+    channel.send(None)
