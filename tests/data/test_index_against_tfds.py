@@ -133,12 +133,8 @@ def test_one_value_equals_its_column(zoo):
             assert equal(index.value(leaf.path, 0, 3), index.column(leaf.path, 0)[3]), leaf.path
 
 
-def test_survives_pickle_and_fork(demo):
-    import multiprocessing
-
+def test_survives_pickle(demo):
     index = build_index(demo)
     key = "observation.image_front"
     here = index.image_bytes(3, 0, key)
     assert pickle.loads(pickle.dumps(index)).image_bytes(3, 0, key) == here
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(index.image_bytes, (3, 0, key)) == here
