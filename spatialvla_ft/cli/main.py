@@ -5,7 +5,7 @@ Command modules import heavy libraries inside their functions, so that `--help` 
 
 import typer
 
-from spatialvla_ft.cli import data_index, data_record, data_stats
+from spatialvla_ft.cli import data_index, data_record, data_stats, eval_open_loop, eval_sim, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,11 +16,14 @@ data = typer.Typer(no_args_is_help=True, help="Record, index and look at demonst
 grids = typer.Typer(no_args_is_help=True, help="Fit and look at adaptive action grids.")
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a policy, open loop and closed loop.")
 app.add_typer(data, name="data")
+app.command("train")(train.train)
 data.command("record")(data_record.record)
 data.command("index")(data_index.index)
 data.command("stats")(data_stats.stats)
 app.add_typer(grids, name="grids")
 app.add_typer(evaluate, name="eval")
+evaluate.command("open-loop")(eval_open_loop.open_loop)
+evaluate.command("sim")(eval_sim.sim)
 
 
 def main() -> None:

@@ -304,7 +304,7 @@ class SpatialVLAProcessor(ProcessorMixin):
             )
         normalised = self.action_tokenizer.decode(array.reshape(-1, 3))
         normalised = np.asarray(normalised).reshape(len(array), -1, 7)
-        keys = [self._statistics_key(key) for key in _per_item(unnorm_key, len(array), "unnorm_key")]
+        keys = [self.choose_statistics(key) for key in _per_item(unnorm_key, len(array), "unnorm_key")]
         actions = np.stack(
             [
                 unnormalise(row, ActionStatistics.from_dict(self.statistics[key]))
@@ -313,7 +313,8 @@ class SpatialVLAProcessor(ProcessorMixin):
         )
         return {"actions": actions, "normalised": normalised, "ids": array}
 
-    def _statistics_key(self, key: str | None) -> str:
+    def choose_statistics(self, key: str | None) -> str:
+        """The dataset whose statistics to use: `key`, or the only one; ValueError lists them."""
         have = sorted(self.statistics)
         if key is None and len(have) == 1:
             return have[0]

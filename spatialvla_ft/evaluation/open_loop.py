@@ -1,0 +1,113 @@
+"""Open loop: predict the actions of recorded steps and measure how far off they are.
+
+It proves little alone (a policy can be close on average and miss every object): read it beside the
+closed loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..actions.normalise import ActionStatistics, normalise
+from ..data.dataset import RldsDataset
+from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..training.collate import Collator
+from ..training.metrics import TYPES
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """Errors on recorded steps.
+
+    Attributes:
+        dataset: where the steps come from.
+        frames: how many steps were predicted; every action of a chunk that the episode really has
+            counts.
+        names, units: of the action dimensions.
+        l1: {policy: mean absolute error per dimension, in the robot's units}.
+        token_accuracy: share of predicted tokens that equal the recorded action's, by type.
+    """
+
+    dataset: str
+    frames: int
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    l1: dict[str, list[float]]
+    token_accuracy: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def run_open_loop(
+    model: SpatialVLAForConditionalGeneration,
+    processor: SpatialVLAProcessor,
+    dataset: RldsDataset,
+    *,
+    unnorm_key: str | None = None,
+    camera: str = "primary",
+    frames: int = 256,
+    batch_size: int = 16,
+    on_frames: Callable[[int], None] | None = None,
+) -> OpenLoop:
+    """Predict evenly spaced steps of a dataset, beside no motion and the mean action.
+
+    Args:
+        model: in evaluation mode.
+        processor: of the model.
+        dataset: with the model's chunk as horizon.
+        unnorm_key: statistics to decode with; None takes the dataset's own if the processor has
+            them, else its only ones.
+        camera: slot the model looks through.
+        frames: at most this many steps.
+        batch_size: steps per prediction.
+        on_frames: told how many steps are done.
+    """
+    if unnorm_key is None and dataset.name in processor.statistics:
+        unnorm_key = dataset.name
+    unnorm_key = processor.choose_statistics(unnorm_key)
+    statistics = ActionStatistics.from_dict(processor.statistics[unnorm_key])
+    sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
+    collate = Collator(processor, camera, "sensor" if sensor else "estimate", with_actions=False)
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(frames, len(dataset))).round())
+    truths, guesses, valid, hits = [], [], [], []
+    for start in range(0, len(chosen), batch_size):
+        samples = [dataset[int(i)] for i in chosen[start : start + batch_size]]
+        ids = model.predict_action(collate(samples))
+        guesses.append(processor.decode_actions(ids, unnorm_key=unnorm_key)["actions"])
+        actions = np.stack([sample.actions for sample in samples])
+        normalised = normalise(actions, statistics)
+        flat = normalised.reshape(-1, normalised.shape[-1])
+        true_ids = processor.action_tokenizer.encode(flat).reshape(*actions.shape[:2], 3)
+        hits.append(ids.cpu().numpy().reshape(true_ids.shape) == true_ids)
+        truths.append(actions)
+        valid.append(np.stack([sample.valid for sample in samples]))
+        if on_frames is not None:
+            on_frames(start + len(samples))
+    mask = np.concatenate(valid)
+    truth, guess = np.concatenate(truths)[mask], np.concatenate(guesses)[mask]
+    right = np.concatenate(hits)[mask]
+    still = np.zeros_like(truth)
+    gripper = dataset.action_space.slice_of("gripper")
+    still[:, gripper] = np.round(statistics.mean[gripper])
+    mean = np.broadcast_to(statistics.mean, truth.shape)
+    l1 = {
+        name: np.abs(prediction - truth).mean(axis=0).tolist()
+        for name, prediction in (("model", guess), ("no motion", still), ("mean action", mean))
+    }
+    return OpenLoop(
+        dataset=dataset.name,
+        frames=len(chosen),
+        names=dataset.action_space.names,
+        units=dataset.action_space.units,
+        l1=l1,
+        token_accuracy=dict(zip(TYPES, right.mean(axis=0).tolist(), strict=True)),
+    )

@@ -1,0 +1,128 @@
+"""Policies to evaluate: a SpatialVLA model, and baselines that any model must beat."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Float64, UInt8
+
+from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.processing_spatialvla import SpatialVLAProcessor
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy sees of B running episodes, through one camera.
+
+    Attributes:
+        episodes: (B,) identifies each episode from step to step.
+        fresh: (B,) True right after a reset.
+        images: RGB.
+        depth: metres, 0 where unknown; None without a sensor.
+        intrinsics: K of these pictures.
+        gripper: (B,) opening, 1 open to 0 closed.
+        instructions: one per episode.
+    """
+
+    episodes: tuple[int, ...]
+    fresh: Bool[np.ndarray, " B"]
+    images: UInt8[np.ndarray, "B H W 3"]
+    depth: Float32[np.ndarray, "B H W"] | None
+    intrinsics: Float64[np.ndarray, "B 3 3"]
+    gripper: Float32[np.ndarray, " B"]
+    instructions: tuple[str, ...]
+
+
+class Policy(Protocol):
+    """Views to robot actions."""
+
+    name: str
+
+    def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
+        """One action per episode, in the robot's units."""
+        ...
+
+
+class NoMotion:
+    """Stays where it is and holds the gripper."""
+
+    name = "no motion"
+
+    def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
+        """Zeros, and the gripper as it is."""
+        actions = np.zeros((len(view.episodes), 7))
+        actions[:, 6] = view.gripper > 0.5
+        return actions
+
+
+class MeanAction:
+    """Always does the demonstrations' mean action."""
+
+    name = "mean action"
+
+    def __init__(self, mean: Float64[np.ndarray, " 7"]) -> None:
+        self.mean = np.asarray(mean, np.float64)
+
+    def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
+        """The mean, whatever is seen."""
+        return np.repeat(self.mean[None], len(view.episodes), axis=0)
+
+
+class ModelPolicy:
+    """A SpatialVLA model: predicts a chunk, executes its first actions, predicts again.
+
+    Args:
+        model: in evaluation mode.
+        processor: with the statistics of the robot.
+        unnorm_key: dataset whose units the actions are in; None takes the only one.
+        execute: actions of a chunk that are executed before the next prediction; None for all.
+        name: in reports.
+    """
+
+    def __init__(
+        self,
+        model: SpatialVLAForConditionalGeneration,
+        processor: SpatialVLAProcessor,
+        *,
+        unnorm_key: str | None = None,
+        execute: int | None = None,
+        name: str = "model",
+    ) -> None:
+        chunk = processor.action_chunk_size
+        if execute is not None and not 1 <= execute <= chunk:
+            raise ValueError(f"execute must be 1 to the chunk size {chunk}, got {execute}")
+        self.model, self.processor = model, processor
+        self.unnorm_key = unnorm_key
+        self.execute = execute or chunk
+        self.name = name
+        self.uses_depth = model.config.use_vision_zoe and model.config.vision_zoe_config is None
+        self._queues: dict[int, deque[np.ndarray]] = {}
+
+    def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
+        """The next action of each episode's chunk."""
+        for episode, fresh in zip(view.episodes, view.fresh, strict=True):
+            if fresh:
+                self._queues.pop(episode, None)
+        need = [i for i, e in enumerate(view.episodes) if not self._queues.get(e)]
+        if need:
+            for i, chunk in zip(need, self._predict(view, need), strict=True):
+                self._queues[view.episodes[i]] = deque(chunk[: self.execute])
+        return np.stack([self._queues[e].popleft() for e in view.episodes]).astype(np.float64)
+
+    def _predict(self, view: View, rows: list[int]) -> np.ndarray:
+        if self.uses_depth and view.depth is None:
+            raise ValueError("this model takes the sensor's depth, and the view has none")
+        inputs = self.processor(
+            images=[view.images[i] for i in rows],
+            text=[view.instructions[i] for i in rows],
+            intrinsic=[view.intrinsics[i] for i in rows],
+            depth=[view.depth[i] for i in rows] if self.uses_depth else None,
+        )
+        device = next(self.model.parameters()).device
+        inputs = {k: v.to(device) for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        ids = self.model.predict_action(inputs)
+        return self.processor.decode_actions(ids, unnorm_key=self.unnorm_key)["actions"]

@@ -1,0 +1,245 @@
+"""From a recipe to the objects of a training run; the only module that knows recipes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..actions.gaussians import fit_gaussians
+from ..actions.grid import ActionGrid
+from ..actions.grid_io import load_grid
+from ..actions.normalise import ActionStatistics, NormalisedActions, normalise
+from ..data.dataset import RldsDataset, holdout, open_dataset
+from ..data.statistics import dataset_statistics
+from ..models.lora import adapt_to_grid, attach_lora, fingerprint, spatial_rows
+from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..models.small import small_model, small_processor
+from .collate import Collator
+from .recipe import Dataset, Grid, Recipe, RecipeError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything a training loop needs.
+
+    Attributes:
+        recipe: what was asked for.
+        model: trainable; a peft model when the recipe has `lora`.
+        processor: with the grid, statistics and intrinsics of this data.
+        datasets: what is trained on, and `weights`, their shares of the batches.
+        heldout: episodes kept for validation, per dataset; empty without a holdout.
+        collate: samples to model inputs.
+        rows: spatial table and head rows before training (adapters need them to be loaded again).
+        base_fingerprint: of the checkpoint that training started from; None for a new model.
+    """
+
+    recipe: Recipe
+    model: nn.Module
+    processor: SpatialVLAProcessor
+    datasets: list[RldsDataset]
+    weights: list[float]
+    heldout: list[RldsDataset]
+    collate: Collator
+    rows: dict[str, Tensor]
+    base_fingerprint: str | None
+
+    @property
+    def spatialvla(self) -> SpatialVLAForConditionalGeneration:
+        """The SpatialVLA model itself, inside or without a peft model."""
+        return self.model.get_base_model() if self.recipe.lora else self.model
+
+
+def build(recipe: Recipe) -> Run:
+    """Open the data, make or load the model, fit or keep the grid, attach adapters."""
+    chunk = _chunk(recipe)
+    parts = [_open(entry, chunk, recipe) for entry in recipe.data.datasets]
+    datasets = [train for train, _ in parts]
+    heldout = [held for _, held in parts if held is not None]
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) != len(names):
+        raise RecipeError(f"data.datasets name the same dataset twice: {names}")
+    statistics = {dataset.name: dataset_statistics(dataset) for dataset in datasets}
+    for name, known in statistics.items():
+        if known.degenerate.any():
+            logger.warning("%s: dimensions %s move in under 2 %% of the steps; they become steps "
+                           "between -1 and 1", name, np.flatnonzero(known.degenerate).tolist())  # fmt: skip
+
+    grid = _grid(recipe.grid, recipe, datasets, statistics)
+    base_fingerprint = None
+    if recipe.model.new is not None:
+        model, processor = _new(recipe, datasets, grid)
+    else:
+        model, processor = _load(recipe)
+        base_fingerprint = fingerprint(model)
+        if grid is not None:
+            if recipe.grid.adapt_embeddings:
+                adapt_to_grid(model, processor.grid, grid)
+            processor.set_grid(grid)
+    processor.statistics.update({name: s.to_dict() for name, s in statistics.items()})
+    processor.intrinsic_config.update(_intrinsics(datasets, recipe.data.camera))
+    _check_depth(recipe, model)
+
+    rows = spatial_rows(model)
+    trainable: nn.Module = model
+    if recipe.lora is not None:
+        trainable = attach_lora(
+            model,
+            rank=recipe.lora.rank,
+            alpha=recipe.lora.alpha,
+            dropout=recipe.lora.dropout,
+            targets=recipe.lora.targets,
+            train_whole=tuple(recipe.lora.train_whole),
+        )
+    else:
+        _freeze(model, recipe.train.freeze)
+    return Run(
+        recipe=recipe,
+        model=trainable,
+        processor=processor,
+        datasets=datasets,
+        weights=[entry.weight for entry in recipe.data.datasets],
+        heldout=heldout,
+        collate=Collator(processor, recipe.data.camera, recipe.data.depth),
+        rows=rows,
+        base_fingerprint=base_fingerprint,
+    )
+
+
+def _chunk(recipe: Recipe) -> int:
+    if recipe.model.new is not None:
+        return recipe.model.new.action_chunk_size
+    return SpatialVLAProcessor.from_pretrained(recipe.model.base).action_chunk_size
+
+
+def _open(entry: Dataset, chunk: int, recipe: Recipe) -> tuple[RldsDataset, RldsDataset | None]:
+    dataset = open_dataset(entry.path, card=entry.card, horizon=chunk, split=entry.split)
+    train, held = dataset, None
+    if recipe.data.holdout > 0:
+        train, held = holdout(dataset, recipe.data.holdout, recipe.seed)
+    if entry.episodes is not None:
+        if entry.episodes > len(train.episodes):
+            raise RecipeError(
+                f"{entry.path}: episodes is {entry.episodes}, but {len(train.episodes)} are left "
+                "after the holdout; record more, or lower data.datasets.episodes or data.holdout"
+            )
+        order = np.random.default_rng(recipe.seed).permutation(len(train.episodes))
+        train = train.subset(train.episodes[np.sort(order[: entry.episodes])])
+    return train, held
+
+
+def _grid(
+    asked: Grid,
+    recipe: Recipe,
+    datasets: Sequence[RldsDataset],
+    statistics: dict[str, ActionStatistics],
+) -> ActionGrid | None:
+    """The grid this run uses; None keeps the base's."""
+    if asked.file is not None:
+        return load_grid(Path(asked.file))
+    if asked.fit is None and recipe.model.new is None:
+        return None
+    if recipe.model.new is not None:
+        bins = recipe.model.new.bins
+    else:
+        bins = SpatialVLAProcessor.from_pretrained(recipe.model.base).grid.bins
+    actions = np.concatenate(
+        [normalise(dataset.actions(), statistics[dataset.name]) for dataset in datasets]
+    )
+    return fit_grid(asked.fit or "gaussian", NormalisedActions(actions), bins, asked.min_sigma)
+
+
+def fit_grid(
+    kind: str, actions: NormalisedActions, bins: Sequence[int], min_sigma: float = 0.0
+) -> ActionGrid:
+    """A grid of the given kind on normalised actions (n, 7)."""
+    if kind == "gaussian":
+        return ActionGrid.from_gaussians(fit_gaussians(actions), bins=bins, min_sigma=min_sigma)
+    if kind == "quantile":
+        return ActionGrid.from_quantiles(actions, bins=bins)
+    return ActionGrid.uniform(bins=bins)
+
+
+def _new(
+    recipe: Recipe, datasets: Sequence[RldsDataset], grid: ActionGrid
+) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
+    new = recipe.model.new
+    texts = sorted({text for dataset in datasets for text in dataset.instructions()})
+    processor = small_processor(
+        texts,
+        grid,
+        image_size=new.image_size,
+        patch_size=new.patch_size,
+        action_chunk_size=new.action_chunk_size,
+    )
+    model = small_model(
+        processor,
+        patch_size=new.patch_size,
+        vision=new.vision,
+        text=new.text,
+        seed=recipe.seed,
+        **{**new.config, **recipe.model.overrides},
+    )
+    return model, processor
+
+
+def _load(recipe: Recipe) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
+    base = recipe.model.base
+    model = SpatialVLAForConditionalGeneration.from_pretrained(
+        base, dtype=torch.float32, **recipe.model.overrides
+    )
+    return model, SpatialVLAProcessor.from_pretrained(base)
+
+
+def _intrinsics(datasets: Sequence[RldsDataset], camera: str) -> dict[str, dict]:
+    """K of the first frame of each dataset, for `intrinsic_config`."""
+    known = {}
+    for dataset in datasets:
+        sample = dataset[0]
+        if camera not in sample.images:
+            raise RecipeError(
+                f"data.camera is {camera!r}, but {dataset.name} has {sorted(sample.images)}"
+            )
+        if camera not in sample.intrinsics:
+            raise RecipeError(
+                f"{dataset.name} has no intrinsics of camera {camera!r}: add them to its card "
+                "(intrinsics: {" + camera + ": ...}), or data_mixtures/ shows known ones"
+            )
+        height, width = sample.images[camera].shape[:2]
+        known[dataset.name] = {
+            "intrinsic": sample.intrinsics[camera].tolist(),
+            "height": int(height),
+            "width": int(width),
+        }
+    return known
+
+
+def _check_depth(recipe: Recipe, model: SpatialVLAForConditionalGeneration) -> None:
+    if recipe.data.depth == "estimate" and model.config.vision_zoe_config is None:
+        if model.config.use_vision_zoe:
+            raise RecipeError(
+                "data.depth is 'estimate', but the model has no ZoeDepth; set data.depth: sensor, "
+                "or start from a checkpoint with one"
+            )
+
+
+def _freeze(model: SpatialVLAForConditionalGeneration, prefixes: Sequence[str]) -> None:
+    unused = set(prefixes)
+    for name, parameter in model.named_parameters():
+        hit = [prefix for prefix in prefixes if name.startswith(prefix)]
+        unused -= set(hit)
+        if hit:
+            parameter.requires_grad_(False)
+    if unused:
+        top = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+        raise RecipeError(
+            f"train.freeze names no parameter: {sorted(unused)}; parameters begin with {top}"
+        )
