@@ -1,0 +1,58 @@
+"""What a grid loses: the error between normalised actions and their decoded tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .arrays import to_numpy
+from .axes import ACTION_DIMS, F64, check_actions
+from .grid import ActionGrid
+from .grid_checks import Decoding
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Normalised actions and what is left of them after encoding and decoding.
+
+    Attributes:
+        actions: (n, 7) normalised actions, clipped to [-1, 1] as `encode` does.
+        decoded: (n, 7) the same, decoded.
+        ids: (n, 3) relative token ids.
+    """
+
+    actions: F64
+    decoded: F64
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def rmse(self) -> F64:
+        """(7,) root mean square error per dimension, normalised units."""
+        return np.asarray(np.sqrt(np.mean((self.decoded - self.actions) ** 2, axis=0)))
+
+    @property
+    def worst(self) -> F64:
+        """(7,) largest absolute error per dimension, normalised units."""
+        return np.asarray(np.abs(self.decoded - self.actions).max(axis=0))
+
+    def by_dimension(self) -> dict[str, dict[str, float]]:
+        """{dimension: {"rmse", "max"}} in normalised units."""
+        return {
+            name: {"rmse": float(rmse), "max": float(worst)}
+            for name, rmse, worst in zip(ACTION_DIMS, self.rmse, self.worst, strict=True)
+        }
+
+
+def reconstruct(grid: ActionGrid, actions: Any, *, mode: Decoding | None = None) -> Reconstruction:
+    """Encode and decode normalised actions (n, 7), n >= 1; `mode` as in `ActionGrid.decode`.
+
+    The gripper is compared with its own value, so a half-open one counts as half an error.
+    """
+    array = check_actions(to_numpy(actions))
+    if len(array) == 0:
+        raise ValueError("actions has no rows; there is nothing to reconstruct")
+    clipped = np.clip(array, -1.0, 1.0)
+    ids = grid.encode(clipped)
+    return Reconstruction(clipped, grid.decode(ids, mode=mode), ids)
