@@ -5,7 +5,16 @@ Command modules import heavy libraries inside their functions, so that `--help` 
 
 import typer
 
-from spatialvla_ft.cli import data_index, data_record, data_stats, eval_open_loop, eval_sim, train
+from spatialvla_ft.cli import (
+    data_index,
+    data_record,
+    data_stats,
+    eval_open_loop,
+    eval_sim,
+    grids_fit,
+    grids_plot,
+    train,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +30,8 @@ data.command("record")(data_record.record)
 data.command("index")(data_index.index)
 data.command("stats")(data_stats.stats)
 app.add_typer(grids, name="grids")
+grids.command("fit")(grids_fit.fit)
+grids.command("plot")(grids_plot.plot)
 app.add_typer(evaluate, name="eval")
 evaluate.command("open-loop")(eval_open_loop.open_loop)
 evaluate.command("sim")(eval_sim.sim)

@@ -1,0 +1,186 @@
+"""`spatialvla-ft grids fit`: an action grid for a robot, from its demonstrations."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from spatialvla_ft.actions import ActionGrid
+    from spatialvla_ft.cli.grids_input import GridActions
+
+
+class Kind(StrEnum):
+    """Where the bin edges come from."""
+
+    gaussian = "gaussian"
+    quantile = "quantile"
+    uniform = "uniform"
+
+
+class Decoding(StrEnum):
+    """What a token decodes to."""
+
+    mean = "mean"
+    midpoint = "midpoint"
+
+
+def fit(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="Dataset directory (RLDS), or a .npy/.npz of NORMALISED actions (n, 7).",
+        ),
+    ],
+    kind: Annotated[
+        Kind, typer.Option(help="Bins of equal probability, of equal counts, or of equal width.")
+    ] = Kind.gaussian,
+    bins: Annotated[
+        str, typer.Option(help="Bins of theta,phi,r,roll,pitch,yaw,gripper.")
+    ] = "16,32,8,16,16,16,2",
+    min_sigma: Annotated[
+        float, typer.Option(help="Raise smaller sigmas to this; the released mixture used 0.5.")
+    ] = 0.0,
+    decoding: Annotated[
+        Decoding, typer.Option(help="A token decodes to its bin's mean or midpoint.")
+    ] = Decoding.mean,
+    card: Annotated[
+        Path | None, typer.Option(help="Card of the dataset; INPUT/card.yaml if not given.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    out: Annotated[Path | None, typer.Option(help="Write the grid here, e.g. grid.json.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of it here (PNG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Fit an action grid and say what it loses.
+
+    Example: spatialvla-ft grids fit data/my_robot/1.0.0 --out grid.json --plot grid.png
+    """
+    from spatialvla_ft.actions.grid_io import save_grid
+    from spatialvla_ft.cli.grids_input import read_actions
+
+    try:
+        given = read_actions(source, card=card, split=split)
+        grid = _fit(given, kind.value, _counts(bins), min_sigma, decoding.value)
+        report = _report(grid, given)
+        if plot is not None:
+            from spatialvla_ft.viz.grids import save_grid_plot
+
+            save_grid_plot(plot, grid, given.actions, title=f"Action grid of {given.name}")
+        if out is not None:
+            save_grid(grid, out)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    report |= {"out": out and str(out), "plot": plot and str(plot)}
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        _show(report, given)
+
+
+def _counts(bins: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in bins.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--bins is {bins!r}; give seven whole numbers with commas, e.g. 16,32,8,16,16,16,2"
+        ) from None
+
+
+def _fit(
+    given: GridActions, kind: str, bins: tuple[int, ...], min_sigma: float, decoding: Any
+) -> ActionGrid:
+    from spatialvla_ft.actions import ActionGrid, fit_gaussians
+
+    if min_sigma and kind != "gaussian":
+        raise ValueError(f"--min-sigma is {min_sigma:g}, but --kind {kind} fits no Gaussian")
+    if kind == "quantile":
+        return ActionGrid.from_quantiles(given.actions, bins=bins, decoding=decoding)
+    if kind == "uniform":
+        return ActionGrid.uniform(bins=bins, decoding=decoding)
+    return ActionGrid.from_gaussians(
+        fit_gaussians(given.actions), bins=bins, min_sigma=min_sigma, decoding=decoding
+    )
+
+
+def _report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
+    """Fits and losses; an error in robot units is the normalised one times (q99 - q01) / 2."""
+    import numpy as np
+
+    from spatialvla_ft.actions.reconstruction import reconstruct
+
+    result = reconstruct(grid, given.actions)
+    errors: dict[str, dict[str, Any]] = {}
+    for index, (name, error) in enumerate(result.by_dimension().items()):
+        errors[name] = {"rmse": error["rmse"], "max": error["max"]}
+        if given.statistics is not None:
+            scale = 1.0
+            if given.statistics.mask[index]:
+                scale = float(given.statistics.q99[index] - given.statistics.q01[index]) / 2
+            errors[name] |= {
+                "rmse_robot": error["rmse"] * scale,
+                "max_robot": error["max"] * scale,
+                "unit": given.units[index],
+            }
+    return {
+        "source": given.name,
+        "num_actions": len(given.actions),
+        "kind": grid.kind,
+        "bins": list(grid.bins),
+        "num_tokens": grid.total,
+        "used_translation_tokens": len(np.unique(result.ids[:, 0])),
+        "used_rotation_tokens": len(np.unique(result.ids[:, 1])),
+        "decoding": grid.decoding,
+        "min_sigma": grid.min_sigma,
+        "gaussians": grid.gaussians,
+        "reconstruction": errors,
+    }
+
+
+def _show(report: dict[str, Any], given: GridActions) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{report['kind']} grid of {report['num_actions']:,} actions of {report['source']}: "
+        f"{report['num_tokens']} tokens, {report['used_translation_tokens']} translation and "
+        f"{report['used_rotation_tokens']} rotation tokens in use",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if report["gaussians"]:
+        table = Table(title="Gaussian fit (theta, phi in radians, the others normalised)")
+        for heading in ("axis", "mu", "sigma", "sigma in use"):
+            table.add_column(heading, justify="left" if heading == "axis" else "right")
+        for axis, fitted in report["gaussians"].items():
+            used = "" if axis in "xyz" else f"{max(fitted['sigma'], report['min_sigma']):.4f}"
+            table.add_row(axis, f"{fitted['mu']:.4f}", f"{fitted['sigma']:.4f}", used)
+        console.print(table)
+    table = Table(
+        title=f"Error of encoding and decoding (a token decodes to the {report['decoding']} of its "
+        "bin)"
+    )
+    headings = ["dimension", "RMSE, normalised", "worst, normalised"]
+    if given.statistics is not None:
+        headings += ["RMSE, robot", "worst, robot", "unit"]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("dimension", "unit") else "right")
+    for name, error in report["reconstruction"].items():
+        row = [name, f"{error['rmse']:.4f}", f"{error['max']:.4f}"]
+        if given.statistics is not None:
+            unit = error["unit"] if len(error["unit"]) < 5 else ""
+            row += [f"{error['rmse_robot']:.4g}", f"{error['max_robot']:.4g}", unit]
+        table.add_row(*row)
+    console.print(table)
+    for what, place in (("grid", report["out"]), ("picture", report["plot"])):
+        if place:
+            console.print(f"{what} written to {place}", highlight=False, soft_wrap=True)
+    if not report["out"]:
+        console.print("not saved; give --out grid.json to keep it", highlight=False)

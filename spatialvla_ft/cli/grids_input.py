@@ -1,0 +1,95 @@
+"""Normalised actions for `grids fit` and `grids plot`: from a dataset, or from a NumPy file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from spatialvla_ft.actions.normalise import ActionStatistics
+
+
+@dataclass(frozen=True)
+class GridActions:
+    """Normalised actions (n, 7) with their name; statistics where the source is a dataset."""
+
+    name: str
+    actions: NDArray[np.float64]
+    statistics: ActionStatistics | None
+    units: tuple[str, ...]
+
+
+def read_actions(source: Path, *, card: Path | None, split: str) -> GridActions:
+    """From a dataset directory (raw actions, normalised here) or a .npy/.npz (normalised).
+
+    ValueError names the file, what is wrong with it and the cure.
+    """
+    if source.is_dir():
+        return _from_dataset(source, card, split)
+    return GridActions(source.name, _from_file(source), None, ("normalised",) * 7)
+
+
+def _from_dataset(source: Path, card: Path | None, split: str) -> GridActions:
+    from spatialvla_ft.actions.normalise import normalise
+    from spatialvla_ft.data import open_dataset
+    from spatialvla_ft.data.statistics import dataset_statistics
+
+    dataset = open_dataset(source, card=card, split=split)
+    space = dataset.action_space
+    roles = [group.role for group in space.groups]
+    if roles != ["translation", "rotation", "gripper"] or space.dim != 7:
+        raise ValueError(
+            f"{dataset.name} has actions of {space.dim} dimensions ({', '.join(space.names)}); "
+            "a grid needs x, y, z, roll, pitch, yaw, gripper of one arm. Train such a robot with "
+            "a head that regresses its actions"
+        )
+    statistics = dataset_statistics(dataset)
+    actions = normalise(dataset.actions(), statistics).astype("float64")
+    return GridActions(dataset.name, actions, statistics, space.units)
+
+
+def _from_file(source: Path) -> NDArray[np.float64]:
+    import numpy as np
+
+    from spatialvla_ft.actions.axes import ACTION_DIMS, check_actions
+
+    if source.suffix not in (".npy", ".npz"):
+        raise ValueError(
+            f"{source} is neither a dataset directory nor a .npy or .npz file of normalised "
+            "actions (n, 7)" + ("" if source.exists() else "; it does not exist")
+        )
+    try:
+        loaded = np.load(source, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"{source} does not exist; give a dataset directory or a file") from None
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be read as NumPy data: {error}") from None
+    if source.suffix == ".npz":
+        with loaded:
+            key = "actions" if "actions" in loaded.files else loaded.files[0]
+            if key != "actions" and len(loaded.files) != 1:
+                raise ValueError(
+                    f"{source} has arrays {loaded.files[:8]} but none called 'actions'; save the "
+                    "normalised actions under that name"
+                )
+            loaded = loaded[key]
+    try:
+        actions = check_actions(loaded)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    if len(actions) == 0:
+        raise ValueError(f"{source} has no actions")
+    low, high = -1.0 - 1e-6, 1.0 + 1e-6
+    outside = (actions < low) | (actions > high)
+    if outside.any():
+        row, column = (int(i) for i in np.argwhere(outside)[0])
+        raise ValueError(
+            f"{source}: actions[{row}, {column}] ({ACTION_DIMS[column]}) is "
+            f"{actions[row, column]:g}, outside [-1, 1]; a file must hold NORMALISED actions. Give "
+            "the dataset directory instead, and they are normalised by its statistics"
+        )
+    return actions

@@ -1,0 +1,49 @@
+"""`spatialvla-ft grids plot`: look at an action grid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def plot(
+    grid_file: Annotated[
+        Path, typer.Argument(metavar="GRID", help="grid.json, or a checkpoint directory.")
+    ],
+    out: Annotated[Path, typer.Option(help="Picture to write (png, pdf or svg).")] = Path(
+        "grid.png"
+    ),
+    actions: Annotated[
+        Path | None,
+        typer.Option(help="Dataset directory, or .npy/.npz of NORMALISED actions, to show on it."),
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="Card of the dataset; its card.yaml if not given.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was drawn as JSON.")] = False,
+) -> None:
+    """Draw distribution, fit, bins and their use per axis, and what encoding loses.
+
+    Example: spatialvla-ft grids plot grid.json --actions data/my_robot/1.0.0 --out grid.png
+    """
+    from spatialvla_ft.actions.grid_io import load_grid
+    from spatialvla_ft.cli.grids_input import read_actions
+    from spatialvla_ft.viz.grids import save_grid_plot
+
+    try:
+        grid = load_grid(grid_file)
+        given = None if actions is None else read_actions(actions, card=card, split=split)
+        title = f"Action grid {grid_file.name}" + (f" on {given.name}" if given else "")
+        save_grid_plot(out, grid, None if given is None else given.actions, title=title)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        count = 0 if given is None else len(given.actions)
+        typer.echo(json.dumps({"plot": str(out), "bins": list(grid.bins), "num_actions": count}))
+    else:
+        typer.echo(f"picture written to {out}")
