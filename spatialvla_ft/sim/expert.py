@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float64
+from scipy.spatial.transform import Rotation
 
 from spatialvla_ft.sim.env import TabletopEnv
 from spatialvla_ft.sim.robots import Robot
@@ -15,7 +16,7 @@ from spatialvla_ft.sim.state import BlockState, WorldState
 from spatialvla_ft.sim.tasks import PLACE_DISTANCE, Task, relation_holds
 
 GAIN = 2.0
-"""1/s: share of the remaining way covered per second, over the control rate."""
+"""1/s: the tool's speed over the remaining way."""
 HOVER = 0.07
 """Metres above a block at which the tool arrives before it goes down."""
 CLEARANCE = 0.03
@@ -23,7 +24,7 @@ CLEARANCE = 0.03
 GRASP_DEPTH = 0.026
 """Metres that the fingertips reach below a block's top."""
 ALIGNED = 0.008
-LOWERED = 0.008
+LOWERED = 0.010
 
 
 def expert(env: TabletopEnv) -> Float64[np.ndarray, 7]:
@@ -59,7 +60,7 @@ def _grasp(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
     away = np.linalg.norm(block.position[:2] - state.tool[:2])
     off = away + 0.06 * abs(yaw - state.rpy[2])
     lowered = state.tool[2] - height < LOWERED
-    if off < (0.015 if lowered else ALIGNED) and lowered:
+    if off < 2.0 * ALIGNED and lowered:
         return _toward(robot, state, np.array([*block.position[:2], height]), yaw, 0.0)
     margin = 4.0 * max(0.0, off - 0.5 * ALIGNED)
     if state.opening < 0.9:
@@ -102,7 +103,7 @@ def _carry(robot: Robot, task: Task, state: WorldState) -> Float64[np.ndarray, 7
     away = np.linalg.norm(place - named.position[:2]) + 0.03 * abs(yaw - state.rpy[2])
     if away < 1.5 * ALIGNED and named.bottom - support < 0.006:
         return _toward(robot, state, state.tool, yaw, 1.0)
-    cross = max(_obstacle(block) for block in state.blocks[1:])
+    cross = max(block.top for block in state.blocks[1:])
     cross = max(cross, named.riser + table) + CLEARANCE + named.half_height
     height = low + min(max(cross - low, 0.0), 4.0 * max(0.0, away - 0.5 * ALIGNED))
     goal = np.array([*place, height]) + offset
@@ -119,19 +120,15 @@ def _retreat(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
     return _toward(robot, state, goal, float(state.rpy[2]), 1.0)
 
 
-def _obstacle(block: BlockState) -> float:
-    """Height that a carried block must clear above this one, metres."""
-    return block.top
-
-
 def _stands(block: BlockState) -> bool:
     return block.supported and block.speed < 0.08
 
 
 def _nearest_yaw(state: WorldState, yaw: float) -> float:
-    """`yaw` or its opposite, whichever the gripper reaches sooner; the fingers are symmetric."""
+    """`yaw` or its opposite, the fingers being symmetric: near the present yaw, and near zero."""
     here = float(state.rpy[2])
-    return here + float((yaw - here + np.pi / 2) % np.pi - np.pi / 2)
+    candidates = (yaw - np.pi, yaw, yaw + np.pi)
+    return min(candidates, key=lambda c: abs(c - here) + 0.5 * abs(c))
 
 
 def _toward(
@@ -146,13 +143,13 @@ def _toward(
 
     Sideways motion is slowed while the tool is below `rise_first` (metres, base frame).
     """
-    roll, pitch, here = state.rpy
     way = goal - state.tool
-    turn = np.array([-roll, -pitch, yaw - here])
+    turn = (Rotation.from_euler("z", yaw) * Rotation.from_matrix(state.rotation).inv()).as_rotvec()
     gain = GAIN / robot.control_hz
     step = _soft_limit(gain * way, 0.9 * robot.max_translation)
     step[:2] *= np.clip(1.0 - (rise_first - state.tool[2]) / 0.02, 0.0, 1.0)
-    rotation = _soft_limit(gain * turn, 0.9 * robot.max_rotation)
+    turn = _soft_limit(gain * turn, 0.9 * robot.max_rotation)
+    rotation = Rotation.from_rotvec(turn).as_euler("xyz")
     return np.concatenate([step, rotation, [gripper]])
 
 
