@@ -232,7 +232,7 @@ def _errors(axes: Axes, grid: ActionGrid, result: Reconstruction) -> None:
         rmse = reconstruct(grid, result.actions, mode=mode).rmse
         label = f"bin {mode}s" + (" (in use)" if mode == grid.decoding else "")
         drawn = axes.bar(at + offset, rmse[:6], width=0.4, color=colour, label=label)
-        axes.bar_label(drawn, fmt="%.3f", fontsize=7, padding=1)
+        axes.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2, rotation=90)
     axes.set_xticks(at, ACTION_DIMS[:6])
     axes.set_ylabel("RMSE (normalised)")
     axes.set_title("Error by what a token decodes to", fontsize=11)
