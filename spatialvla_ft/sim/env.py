@@ -27,7 +27,7 @@ from spatialvla_ft.sim.tasks import Task, get_task, is_success, is_wrong_object
 
 BLOCK_DENSITY = 500.0
 """kg / m3, about that of wood."""
-RAMP_SHARE, RAMP_PIECES = 0.6, 6
+RAMP_SHARE, RAMP_PIECES = 0.5, 5
 """The joints move during this share of a control step, then settle."""
 MAX_LAG, MAX_LAG_ANGLE = 0.02, 0.1
 """Metres and radians that the commanded pose may run ahead of the real one."""

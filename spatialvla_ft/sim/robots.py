@@ -147,7 +147,7 @@ class Robot:
 
 
 def _joints(axes: str, lengths: tuple[float, ...], limits: tuple[float, ...]) -> tuple[Joint, ...]:
-    stiffness = {7: (3000, 3000, 2000, 2000, 800, 800, 400), 6: (3000, 3000, 2000, 800, 800, 400)}
+    stiffness = {7: (8e3, 8e3, 5e3, 5e3, 2e3, 2e3, 1e3), 6: (8e3, 8e3, 5e3, 2e3, 2e3, 1e3)}
     torque = {7: (150, 150, 100, 100, 40, 40, 20), 6: (150, 150, 100, 40, 40, 20)}
     return tuple(
         Joint(axis, length, limit, float(k), float(t))  # type: ignore[arg-type]

@@ -132,7 +132,7 @@ def _link(robot: Robot, index: int, joint: Joint, inner: str) -> str:
         size=(radius * 0.85,),
         rgba=_rgba(robot.arm_colour),
     )
-    mass = 2.5 * joint.length / 0.2
+    mass = 1.5 * joint.length / 0.2
     inertia = mass * joint.length**2 / 12 + 1e-3
     weight = _element(
         "inertial",
@@ -208,7 +208,7 @@ def _actuators(robot: Robot) -> str:
             name=f"joint{i}",
             joint=f"joint{i}",
             kp=joint.stiffness,
-            dampratio=1.0,
+            dampratio=0.7,
             forcerange=(-joint.torque, joint.torque),
             ctrlrange=(-joint.limit, joint.limit),
         )

@@ -1,0 +1,124 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from spatialvla_ft.cli.main import app
+from spatialvla_ft.data.cards import load_cards
+from spatialvla_ft.sim.recorder import Plan
+from spatialvla_ft.sim.recording import encode_depth
+from spatialvla_ft.sim.worker import Worker
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    out = tmp_path_factory.mktemp("recording")
+    arguments = (
+        f"data record --robot robot_b --task touch --task pick --episodes 3 --seed 40 --out {out} "
+        "--image-size 32 --camera-mode random --action-noise 0.1 --cameras front,wrist "
+        "--distractors 1 --name demo --workers 2 --json"
+    )
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_tfds_reads_what_was_recorded(recording):
+    plan = Plan(
+        robot="robot_b",
+        tasks=("touch", "pick"),
+        seed=40,
+        action_noise=0.1,
+        image_size=32,
+        cameras=("front", "wrist"),
+        camera_mode="random",
+        distractors=1,
+    )
+    with Worker("sim_checks:recorded_again", plan, range(recording["attempted"])) as worker:
+        want = [episode for episode in worker.recv() if episode is not None]
+    with Worker("sim_checks:read_with_tfds", recording["path"]) as worker:
+        found = worker.recv()
+    assert recording["episodes"] == len(found) == len(want) == 3
+    assert recording["steps"] == sum(len(episode["steps"]) for episode in found)
+    for number, (episode, truth) in enumerate(zip(found, want, strict=True)):
+        meta, steps = episode["meta"], episode["steps"]
+        assert meta["episode_id"] == number
+        assert meta["seed"] == truth.seed
+        assert (meta["task"], meta["robot"]) == (truth.task.encode(), b"robot_b")
+        assert meta["success"]
+        last = len(steps) - 1
+        assert [step["is_first"] for step in steps] == [t == 0 for t in range(len(steps))]
+        assert [step["is_last"] for step in steps] == [t == last for t in range(len(steps))]
+        assert [step["reward"] for step in steps] == [float(t == last) for t in range(len(steps))]
+        np.testing.assert_array_equal([step["action"] for step in steps], truth.actions)
+        for step, seen in zip(steps, truth.observations, strict=True):
+            assert step["language_instruction"].decode() == truth.instruction
+            assert step["observation"].keys() == seen.keys()
+            for key, value in seen.items():
+                got = step["observation"][key]
+                if key.startswith("depth"):
+                    assert got.dtype == np.uint16
+                    image = np.asarray(Image.open(io.BytesIO(value)))[..., None]
+                    np.testing.assert_array_equal(got, image)
+                elif key.startswith("image"):
+                    image = np.asarray(Image.open(io.BytesIO(value)))
+                    assert got.shape == (32, 32, 3)
+                    difference = np.abs(got.astype(int) - image)  # two JPEG decoders
+                    assert difference.max() <= 16
+                    assert difference.mean() < 2
+                else:
+                    np.testing.assert_array_equal(got, value)
+
+
+def test_the_card_fits_the_schema(recording):
+    path = Path(recording["path"]) / "card.yaml"
+    card = load_cards(path)["demo"]
+    assert card.control_hz == 10.0
+    assert card.depth_scale == 1e-4
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))["cards"]["demo"]
+    assert raw["cameras"] == {
+        "primary": "observation.image_front",
+        "wrist": "observation.image_wrist",
+    }
+    assert raw["intrinsics"]["wrist"] == "observation.intrinsics_wrist"
+    assert raw["proprio"]["terms"][1] == "zeros(1)"
+
+
+def test_depth_keeps_a_tenth_of_a_millimetre():
+    depth = np.array([[0.0, 0.12346, 6.4]], np.float32)
+    units = np.asarray(Image.open(io.BytesIO(encode_depth(depth))))
+    np.testing.assert_array_equal(units, [[0, 1235, 64000]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--robot robot_x", ["robot_x", "robot_a"]),
+        ("--task dance", ["dance", "touch"]),
+        ("--episodes 0", ["--episodes", "1 or more"]),
+        ("--name Bad-Name", ["Bad-Name"]),
+        ("--cameras top", ["top", "front"]),
+        ("--camera-mode shaky", ["shaky", "random"]),
+        ("--image-size 0", ["image_size"]),
+    ],
+)
+def test_bad_input_names_the_cure(tmp_path, arguments, words):
+    command = ["data", "record", "--out", str(tmp_path), *arguments.split()]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code != 0
+    for word in words:
+        assert word in result.stderr
+
+
+def test_existing_data_is_not_overwritten(tmp_path):
+    (tmp_path / "robot_a_touch").mkdir()
+    (tmp_path / "robot_a_touch" / "something").write_text("mine")
+    result = CliRunner().invoke(app, ["data", "record", "--out", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "robot_a_touch" in result.stderr
+    assert "not empty" in result.stderr
