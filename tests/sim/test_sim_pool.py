@@ -34,7 +34,9 @@ def test_every_seed_gets_its_result():
     for seed, twin in twins.items():
         twin.reset(seed)
     want = {}
-    with SimPool("robot_a", "touch", seeds, parallel=2, image_size=16, distractors=1) as pool:
+    with SimPool(
+        "robot_a", "touch", seeds, workers=2, parallel=2, image_size=16, distractors=1
+    ) as pool:
         while not pool.done:
             batch = pool.observe()
             assert len(batch) <= 2
