@@ -26,6 +26,8 @@ class ClosedLoop:
         mean_steps: actions per episode.
         settings: simulation options, and the first seed.
         results: every episode.
+        traces: {seed: (steps, 7) executed actions} of the first few episodes; the simulation is
+            deterministic, so they replay the episode for a picture.
     """
 
     policy: str
@@ -37,6 +39,7 @@ class ClosedLoop:
     mean_steps: float
     settings: dict[str, Any]
     results: list[EpisodeResult] = field(repr=False)
+    traces: dict[int, list[list[float]]] = field(repr=False)
 
     @property
     def rate(self) -> float:
@@ -83,9 +86,13 @@ def run_closed_loop(
     image_size: int = 64,
     camera_mode: str = "fixed",
     distractors: int = 0,
+    traced: int = 6,
     on_episodes: Callable[[int], None] | None = None,
 ) -> ClosedLoop:
-    """Run one episode per seed; `on_episodes` is told how many have ended."""
+    """Run one episode per seed; `on_episodes` is told how many have ended.
+
+    The actions of the first `traced` episodes are kept.
+    """
     settings = {
         "camera": camera,
         "image_size": image_size,
@@ -103,9 +110,15 @@ def run_closed_loop(
         camera_mode=camera_mode,
         distractors=distractors,
     )
+    traces: dict[int, list[list[float]]] = {int(seed): [] for seed in seeds[:traced]}
     with pool:
         while not pool.done:
-            pool.step(policy.act(view_of(pool.observe(), camera)))
+            batch = pool.observe()
+            actions = policy.act(view_of(batch, camera))
+            for seed, action in zip(batch.seeds.tolist(), actions, strict=True):
+                if seed in traces:
+                    traces[seed].append(action.tolist())
+            pool.step(actions)
             if on_episodes is not None:
                 on_episodes(len(pool.results))
         results = list(pool.results)
@@ -119,4 +132,5 @@ def run_closed_loop(
         mean_steps=sum(result.steps for result in results) / len(results),
         settings={**settings, "first_seed": int(seeds[0])},
         results=results,
+        traces=traces,
     )

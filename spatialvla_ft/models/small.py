@@ -135,18 +135,21 @@ def small_model(
     model = SpatialVLAForConditionalGeneration(full)
     table = model.spatial_embed_tokens.weight
     with torch.no_grad():
-        table.copy_(ordered_table(grid, table.shape[1], std=text.get("initializer_range", 0.02)))
+        table.copy_(ordered_table(grid, table.shape[1]))
     return model
 
 
 def ordered_table(
-    grid: ActionGrid, hidden_size: int, std: float, seed: int = 0, num_freqs: int = 2
+    grid: ActionGrid, hidden_size: int, seed: int = 0, num_freqs: int = 2
 ) -> Float[Tensor, "V D"]:
     """Spatial embeddings in which neighbouring bins start as neighbours.
 
     A random projection of the frequency encoding of what each token decodes to: translations of
-    their three coordinates, rotations of their three angles, the gripper of its state.
+    their three coordinates, rotations of their three angles, the gripper of its state. As the
+    head's rows they meet hidden states of unit RMS, so their standard deviation is 2 / sqrt(D):
+    logits start with a spread of about 2, which lets training sharpen them at once.
     """
+    std = 2 / hidden_size**0.5
     rows = max(grid.num_translation, grid.num_rotation)
     offsets = np.asarray(grid.offsets)
     ids = np.zeros((rows, 3), np.int64) + offsets

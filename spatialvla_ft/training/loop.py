@@ -85,7 +85,11 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
     )
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay
+        parameters,
+        lr=cfg.learning_rate,
+        betas=cfg.betas,
+        weight_decay=cfg.weight_decay,
+        fused=True,
     )
     scheduler = get_scheduler(
         "constant_with_warmup" if cfg.schedule == "constant" else cfg.schedule,
