@@ -51,7 +51,7 @@ def look_at(
     down = np.cross(forward, right)
     cos, sin = np.cos(roll), np.sin(roll)
     turn = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    return np.stack([right, down, forward], axis=1) @ turn
+    return np.asarray(np.stack([right, down, forward], axis=1) @ turn)
 
 
 def front_pose(camera: FrontCamera, aim: Float64[np.ndarray, 3], roll: float = 0.0) -> CameraPose:

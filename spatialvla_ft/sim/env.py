@@ -19,9 +19,9 @@ from spatialvla_ft.sim.layout import (
     block_count,
     sample_layout,
 )
-from spatialvla_ft.sim.rendering import MAX_OFFSCREEN, Renderer
+from spatialvla_ft.sim.rendering import Renderer
 from spatialvla_ft.sim.robots import Robot, get_robot
-from spatialvla_ft.sim.scene import build_mjcf
+from spatialvla_ft.sim.scene import MAX_OFFSCREEN, build_mjcf
 from spatialvla_ft.sim.state import BlockState, Observation, StepResult, WorldState
 from spatialvla_ft.sim.tasks import Task, get_task, is_success, is_wrong_object
 
@@ -226,7 +226,7 @@ class TabletopEnv:
         self._riser_geom = [model.geom(f"riser{i}").id for i in range(self._count)]
 
     def _to_world(self, point: Sequence[float]) -> Float64[np.ndarray, 3]:
-        return self._base_rotation @ np.array(point) + self._base
+        return np.asarray(self._base_rotation @ np.array(point) + self._base)
 
     def _place_scene(self, layout: Layout) -> None:
         """Write sizes, colours, risers and cameras of the episode into the model."""
@@ -298,8 +298,8 @@ class TabletopEnv:
         # unless something keeps the arm from following.
         lag = position - real_position
         turn = Rotation.from_matrix(rotation @ real_rotation.T).as_rotvec()
-        position = real_position + lag * min(1.0, MAX_LAG / max(np.linalg.norm(lag), 1e-12))
-        turn *= min(1.0, MAX_LAG_ANGLE / max(np.linalg.norm(turn), 1e-12))
+        position = real_position + lag * min(1.0, MAX_LAG / max(float(np.linalg.norm(lag)), 1e-12))
+        turn *= min(1.0, MAX_LAG_ANGLE / max(float(np.linalg.norm(turn)), 1e-12))
         rotation = Rotation.from_rotvec(turn).as_matrix() @ real_rotation
         base = self._base_rotation
         delta = base @ Rotation.from_euler("xyz", action[3:6]).as_matrix() @ base.T

@@ -46,7 +46,7 @@ def expert_action(robot: Robot, task: Task, state: WorldState) -> Float64[np.nda
 
 def _touch(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
     block = state.blocks[0]
-    away = np.linalg.norm(block.position[:2] - state.tool[:2])
+    away = float(np.linalg.norm(block.position[:2] - state.tool[:2]))
     height = block.top + min(HOVER, 0.8 * max(0.0, away - 0.02))
     goal = np.array([*block.position[:2], height])
     return _toward(robot, state, goal, _nearest_yaw(state, block.yaw), 0.0)
@@ -57,7 +57,7 @@ def _grasp(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
     block = state.blocks[0]
     height = max(block.bottom + 0.006, block.top - GRASP_DEPTH)
     yaw = _nearest_yaw(state, block.yaw)
-    away = np.linalg.norm(block.position[:2] - state.tool[:2])
+    away = float(np.linalg.norm(block.position[:2] - state.tool[:2]))
     off = away + 0.06 * abs(yaw - state.rpy[2])
     lowered = state.tool[2] - height < LOWERED
     if off < 2.0 * ALIGNED and lowered:
@@ -156,4 +156,4 @@ def _toward(
 def _soft_limit(vector: Float64[np.ndarray, 3], limit: float) -> Float64[np.ndarray, 3]:
     """Shorten a vector smoothly to a length below `limit`, keeping its direction."""
     length = float(np.linalg.norm(vector))
-    return vector * (limit * np.tanh(length / limit) / max(length, 1e-12))
+    return np.asarray(vector * (limit * np.tanh(length / limit) / max(length, 1e-12)))

@@ -75,7 +75,8 @@ def sample_layout(robot: Robot, task: Task, distractors: int, rng: np.random.Gen
     )
     spread = np.array([0.06, 0.08, 0.03])
     tool = np.array(workspace.start) + rng.uniform(-spread, spread)
-    return Layout(blocks, tuple(float(v) for v in tool), rng.uniform(-0.3, 0.3))
+    x, y, z = tool.tolist()
+    return Layout(blocks, (x, y, z), rng.uniform(-0.3, 0.3))
 
 
 def block_count(task: Task, distractors: int) -> int:

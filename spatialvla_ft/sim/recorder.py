@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,9 @@ class Tally:
         return self.episodes + self.failed
 
 
-def record_episodes(plan: Plan, count: int, tally: Tally, workers: int = 1) -> Iterator[Episode]:
+def record_episodes(
+    plan: Plan, count: int, tally: Tally, workers: int = 1
+) -> Generator[Episode, None, None]:
     """`count` successful episodes in the order of their seeds, whatever the number of workers.
 
     Failures are counted in `tally`, which is kept up to date. ValueError if more fail than

@@ -96,7 +96,7 @@ def write_rlds(
     tfds.disable_progress_bar()
     examples = ((number, _example(number, episode)) for number, episode in enumerate(episodes))
 
-    class Recording(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
+    class Recording(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg,misc]
         """Demonstrations recorded in simulation."""
 
         # Nothing is downloaded. Looking for checksums, which this avoids, needs the package

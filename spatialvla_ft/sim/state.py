@@ -93,7 +93,7 @@ class WorldState:
     @property
     def rpy(self) -> Float64[np.ndarray, 3]:
         """Roll, pitch, yaw of the end effector, radians, scipy's lower-case 'xyz'."""
-        return Rotation.from_matrix(self.rotation).as_euler("xyz")
+        return np.asarray(Rotation.from_matrix(self.rotation).as_euler("xyz"))
 
 
 @dataclass(frozen=True)
