@@ -11,6 +11,7 @@ from spatialvla_ft.cli import (
     data_stats,
     eval_open_loop,
     eval_sim,
+    export,
     grids_fit,
     grids_plot,
     train,
@@ -26,6 +27,7 @@ grids = typer.Typer(no_args_is_help=True, help="Fit and look at adaptive action 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a policy, open loop and closed loop.")
 app.add_typer(data, name="data")
 app.command("train")(train.train)
+app.command("export")(export.export)
 data.command("record")(data_record.record)
 data.command("index")(data_index.index)
 data.command("stats")(data_stats.stats)

@@ -1,0 +1,174 @@
+"""Write the released layout: everything needed to act, in one folder that appears whole or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..models.configuration_spatialvla import SpatialVLAConfig
+from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.processing_spatialvla import SpatialVLAProcessor
+from .inputs import Inputs
+from .outputs import run_model
+from .source import find_source, load_source, merge, untie_head
+from .stored import VerifyReport, verify_export, write_stored
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+MakeInputs = Callable[[SpatialVLAProcessor, SpatialVLAConfig], Inputs]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported, and how it was checked.
+
+    Attributes:
+        out: the folder.
+        source: the adapter or checkpoint folder that was read.
+        kind: "adapter" (merged) or "checkpoint" (rewritten, nothing to merge).
+        dtype: of the written weights.
+        parameters: number of them.
+        untied: whether the head got action rows of its own.
+        merge_difference: largest change of a logit by merging; None where nothing was merged.
+        rounding_difference: largest change of a logit by rounding to `dtype`; 0 for float32.
+        rounded_ids: predicted tokens that rounding changed.
+        inputs: what the checks ran on, in words.
+        verified: the written folder, loaded again, beside the stored answers.
+    """
+
+    out: Path
+    source: Path
+    kind: Literal["adapter", "checkpoint"]
+    dtype: str
+    parameters: int
+    untied: bool
+    merge_difference: float | None
+    rounding_difference: float
+    rounded_ids: int
+    inputs: str
+    verified: VerifyReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = {**vars(self), "out": str(self.out), "source": str(self.source)}
+        return {**plain, "verified": self.verified.to_dict()}
+
+
+def export_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    make_inputs: MakeInputs,
+    *,
+    dtype: str = "float32",
+    base: str | None = None,
+    untie: bool = False,
+) -> Export:
+    """Merge if needed, write, load again, compare; only then the folder takes its name.
+
+    Args:
+        source: adapter folder, checkpoint, or training run.
+        out: new folder.
+        make_inputs: processor and config to the inputs that are stored and compared.
+        dtype: "float32" or "bfloat16", of the written weights; merging is in float32.
+        base: where an adapter's base lies now, if it moved.
+        untie: write a tied action head as rows of its own, which is the released form.
+
+    Raises:
+        ValueError: a source that cannot be exported, `out` in use, or a check that failed.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; use one of {list(DTYPES)}")
+    out = Path(out)
+    refuse_used(out)
+    folder = find_source(source)
+    loaded, processor = load_source(folder, base=base)
+    inputs = make_inputs(processor, loaded.config)
+    merged = merge(loaded, processor, inputs.tensors)
+    model = merged.model
+    del loaded
+    if untie:
+        untie_head(model)
+    exact = run_model(model, inputs.tensors)
+    cast_weights(model, DTYPES[dtype])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.parent / f".{out.name}.{os.getpid()}"
+    try:
+        write_layout(model, processor, scratch)
+        # The answers are those of the stored weights, computed in float32 wherever they are loaded.
+        cast_weights(model, torch.float32)
+        outputs = run_model(model, inputs.tensors) if dtype != "float32" else exact
+        write_stored(scratch, inputs, outputs, processor, model.config.action_token_begin_idx)
+        parameters = sum(p.numel() for p in model.parameters())
+        mode = (scratch / "config.json").stat().st_mode
+        for file in scratch.iterdir():
+            file.chmod(mode)  # safetensors files are born readable by their owner only
+        del model, merged.model
+        verified = verify_export(scratch)
+        if not verified.same:
+            raise ValueError(
+                f"the written checkpoint, loaded again, answers differently ({verified}): nothing "
+                "was exported. This is a fault of the toolkit, please report it"
+            )
+        scratch.rename(out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return Export(
+        out=out,
+        source=folder,
+        kind=merged.kind,
+        dtype=dtype,
+        parameters=parameters,
+        untied=untie,
+        merge_difference=merged.merge_difference,
+        rounding_difference=float((outputs.logits - exact.logits).abs().max()),
+        rounded_ids=int((outputs.ids != exact.ids).sum()),
+        inputs=inputs.origin,
+        verified=verified,
+    )
+
+
+def refuse_used(out: Path) -> None:
+    """ValueError unless `out` is free or an empty folder."""
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; name a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(
+            f"--out {out} is not empty ({len(list(out.iterdir()))} entries): name a new folder, or "
+            "remove this one first"
+        )
+
+
+def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast what a checkpoint stores (in place).
+
+    `Module.to` would also round buffers that are computed at loading, such as rotary frequencies.
+    """
+    for module in model.modules():
+        stored = [*module.parameters(recurse=False)]
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
+                stored.append(buffer)
+        for tensor in stored:
+            tensor.data = tensor.data.to(dtype)
+
+
+def write_layout(
+    model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, folder: Path
+) -> None:
+    """Write weights, configurations, tokenizer and processor into a new folder."""
+    folder.mkdir()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    # `auto_map` names code files that are not in this folder: loading would ask to trust them.
+    for file in folder.glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("auto_map", None) is not None:
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
