@@ -126,6 +126,11 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.spatial_embed_tokens = nn.Embedding(config.spatial_token_num, text.hidden_size)
         self.post_init()
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Asked by peft; transformers renamed its own property and warns on this name."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     # ---------------------------------------------------------------- loading
 
     @classmethod
