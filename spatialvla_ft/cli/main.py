@@ -10,6 +10,7 @@ from spatialvla_ft.cli import (
     data_record,
     data_stats,
     eval_open_loop,
+    eval_report,
     eval_sim,
     export,
     grids_fit,
@@ -37,6 +38,7 @@ grids.command("plot")(grids_plot.plot)
 app.add_typer(evaluate, name="eval")
 evaluate.command("open-loop")(eval_open_loop.open_loop)
 evaluate.command("sim")(eval_sim.sim)
+evaluate.command("report")(eval_report.report)
 
 
 def main() -> None:

@@ -1,0 +1,32 @@
+"""Numbers as the report writes them."""
+
+from __future__ import annotations
+
+from spatialvla_ft.viz.run_files import Outcome
+
+NBSP = "\u00a0"
+"""A space at which no line breaks."""
+
+
+def percent(share: float) -> str:
+    """0.755 is 76 %; tenths where rounding would hide that it is not 0 or 1."""
+    digits = 1 if share != 0 and share != 1 and not 0.01 <= share < 0.995 else 0
+    return f"{100 * share:.{digits}f}{NBSP}%"
+
+
+def interval(outcome: Outcome) -> str:
+    """Wilson 95 % interval in percent."""
+    low, high = outcome.interval
+    return f"{percent(low)} to{NBSP}{percent(high)}"
+
+
+def count(outcome: Outcome) -> str:
+    """Episodes solved of episodes tried."""
+    return f"{outcome.successes} of {outcome.episodes}"
+
+
+def seconds(value: float) -> str:
+    """12.3 s, or 2 min 05 s from a minute and a half on."""
+    if value < 90:
+        return f"{value:.1f}{NBSP}s"
+    return f"{int(value + 0.5) // 60} min {int(value + 0.5) % 60:02d} s"

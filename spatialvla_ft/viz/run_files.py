@@ -1,0 +1,228 @@
+"""What a run of the quickstart left behind, read and checked; what is missing has a name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spatialvla_ft.evaluation.intervals import wilson_interval
+
+POLICIES = {
+    "base_on_a": "Base, on its own robot A",
+    "no_motion": "No motion",
+    "mean_action": "Mean action",
+    "unadapted": "Base, not adapted",
+    "scratch": "From scratch on B",
+    "adapted": "Adapted (LoRA)",
+    "exported": "Adapted, exported",
+}
+"""Closed-loop results, by the name of their file in eval/, and how the report calls them."""
+BASELINES = ("no_motion", "mean_action", "unadapted", "scratch")
+"""What the adapted policy must beat."""
+TRAININGS = {
+    "base": "base, on robot A",
+    "adapt": "adapted to B (LoRA)",
+    "scratch": "from scratch on B",
+}
+OPEN_LOOPS = ("adapted", "unadapted", "scratch")
+GRIDS = {"robot_a": "robot A", "robot_b": "robot B"}
+CONFIG = "export/config.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One policy in closed loop on one robot and task.
+
+    Attributes:
+        policy, robot, task: what was evaluated on what.
+        episodes, successes, wrong_objects: counts.
+        mean_steps: actions per episode, solved or not.
+        settings: options of the simulation, and the first seed.
+        results: every episode.
+        traces: {seed: (steps, 7) executed actions} of some episodes.
+    """
+
+    policy: str
+    robot: str
+    task: str
+    episodes: int
+    successes: int
+    wrong_objects: int
+    mean_steps: float
+    settings: dict[str, Any]
+    results: list[dict[str, Any]] = field(repr=False)
+    traces: dict[int, list[list[float]]] = field(repr=False)
+
+    @property
+    def rate(self) -> float:
+        """Share of episodes solved."""
+        return self.successes / self.episodes
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson 95 % interval of the rate."""
+        return wilson_interval(self.successes, self.episodes)
+
+    def traced(self, *, success: bool) -> list[int]:
+        """Seeds of the episodes that can be replayed and ended so."""
+        ended = {result["seed"]: result["success"] for result in self.results}
+        return [seed for seed, trace in self.traces.items() if trace and ended[seed] == success]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything the report is made of.
+
+    Attributes:
+        folder: of the run.
+        outcomes: closed loop, {name of POLICIES: one result per task}.
+        open_loop, metrics: by name; metrics are the lines of metrics.jsonl.
+        grids: {name: picture}.
+        config, export_check, environment, timings: content of the files, or None.
+        missing: {file: what it would have held}.
+    """
+
+    folder: Path
+    outcomes: dict[str, list[Outcome]]
+    open_loop: dict[str, dict[str, Any]]
+    metrics: dict[str, list[dict[str, Any]]]
+    grids: dict[str, Path]
+    config: dict[str, Any] | None
+    export_check: dict[str, Any] | None
+    environment: dict[str, Any] | None
+    timings: list[dict[str, Any]] | None
+    missing: dict[str, str]
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run's folder.
+
+    Raises:
+        ValueError: no such folder, nothing of a run in it, or a file that is damaged or
+            contradicts itself; files that are not there are named in `missing` instead.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is no folder; pass the output folder of the quickstart, runs/quickstart "
+            "unless you chose another"
+        )
+    missing: dict[str, str] = {}
+
+    def found(name: str, meaning: str) -> Path | None:
+        if (folder / name).is_file():
+            return folder / name
+        missing[name] = meaning
+        return None
+
+    def all_found(names: dict[str, tuple[str, str]]) -> dict[str, Path]:
+        paths = {key: found(name, meaning) for key, (name, meaning) in names.items()}
+        return {key: path for key, path in paths.items() if path is not None}
+
+    evaluations = all_found(
+        {k: (f"eval/{k}.json", f"closed loop: {label}") for k, label in POLICIES.items()}
+    )
+    open_loop = all_found(
+        {k: (f"open_loop/{k}.json", f"open loop: {POLICIES[k]}") for k in OPEN_LOOPS}
+    )
+    metrics = all_found(
+        {k: (f"{k}/metrics.jsonl", f"training of: {label}") for k, label in TRAININGS.items()}
+    )
+    grids = all_found(
+        {k: (f"grids/{k}.png", f"picture of the action grid of {r}") for k, r in GRIDS.items()}
+    )
+    config = found(CONFIG, "configuration of the exported checkpoint")
+    check = found("export_check.json", "comparison of the export with the trained model")
+    environment = found("environment.json", "versions and hardware")
+    timings = found("timings.json", "stages with their commands and times")
+    if not (evaluations or open_loop or metrics or timings):
+        raise ValueError(
+            f"{folder} holds none of {', '.join(missing)}; pass the output folder of the quickstart"
+        )
+    return RunFiles(
+        folder=folder,
+        outcomes={key: _outcomes(path) for key, path in evaluations.items()},
+        open_loop={key: _object(path) for key, path in open_loop.items()},
+        metrics={key: _lines(path) for key, path in metrics.items()},
+        grids=grids,
+        config=None if config is None else _object(config),
+        export_check=None if check is None else _object(check),
+        environment=None if environment is None else _object(environment),
+        timings=None if timings is None else _timings(timings),
+        missing=missing,
+    )
+
+
+def patch_layout(config: dict[str, Any] | None) -> tuple[int, int, int]:
+    """(image size, patch size, Ego3D points per patch side); those of the quickstart if unknown."""
+    config = config or {}
+    vision = config.get("vision_config", {})
+    return (
+        int(vision.get("image_size", 64)),
+        int(vision.get("patch_size", 16)),
+        int(config.get("ego3d_patch_reso", 2)),
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON ({error}); write it again") from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _outcomes(path: Path) -> list[Outcome]:
+    content = _json(path)
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path} must hold a list of closed-loop results, one per task")
+    return [_outcome(path, entry) for entry in content]
+
+
+def _outcome(path: Path, entry: dict[str, Any]) -> Outcome:
+    try:
+        outcome = Outcome(
+            **{
+                name: entry[name]
+                for name in Outcome.__dataclass_fields__
+                if name not in ("results", "traces")
+            },
+            results=entry.get("results", []),
+            traces={int(seed): trace for seed, trace in entry.get("traces", {}).items()},
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no closed-loop result ({error}); evaluate again") from None
+    counted = sum(bool(result["success"]) for result in outcome.results)
+    if outcome.results and (counted, len(outcome.results)) != (outcome.successes, outcome.episodes):
+        raise ValueError(
+            f"{path} says {outcome.successes} of {outcome.episodes} episodes succeeded, but lists "
+            f"{counted} of {len(outcome.results)}; evaluate again"
+        )
+    untold = set(outcome.traces) - {result["seed"] for result in outcome.results}
+    if untold:
+        raise ValueError(f"{path} has traces of episodes {sorted(untold)} without their results")
+    return outcome
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number} is no valid JSON ({error})") from None
+    return lines
+
+
+def _timings(path: Path) -> list[dict[str, Any]]:
+    content = _json(path)
+    if not isinstance(content, list) or not all({"stage", "seconds"} <= set(e) for e in content):
+        raise ValueError(f"{path} must hold a list of {{stage, seconds, command}}")
+    return content
