@@ -78,7 +78,7 @@ def episodes(run: RunFiles) -> str:
         f"What the policy itself sees before its first action of episode {first.seed}: this "
         "picture, its depth, the camera's intrinsics and the words "
         f"“{escape(first.instruction)}”. White lines: edges of the image patches. Depth beyond the "
-        "colour bar is the floor behind the table.",
+        "colour bar, if any, is the floor behind the table.",
     )
     return section(
         title,

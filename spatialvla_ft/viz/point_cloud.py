@@ -165,18 +165,18 @@ def _scene(axes: Any, frame: CameraFrame, cells: Float64[np.ndarray, "P R 3"], m
     for axis, label in zip((axes.xaxis, axes.yaxis, axes.zaxis), labels, strict=True):
         axis.set_major_locator(MultipleLocator(0.2))
         axis.set_label_text(label, fontsize=9)
-    axes.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{-value:.1f}"))
+    axes.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{-round(value, 1) + 0.0:.1f}"))
     axes.tick_params(labelsize=8, pad=1)
-    hidden = f"not drawn: beyond {reach:.1f} m, {np.sum(~near)} pixels and "
-    hidden += f"{len(others) - len(close)} patch points"
+    hidden = f"not drawn: {np.sum(~near)} pixels and {len(others) - len(close)} patch points "
+    hidden += f"beyond {reach:.1f} m"
     count, per_patch = cells.shape[0] * cells.shape[1], cells.shape[1]
     handles = [
         _key(marker="s", color=_CLOUD, ms=5, label=f"{len(points):,} pixels with depth"),
         _key(mfc="white", ms=6, label=f"{count} patch points, {per_patch} per patch"),
         _key(mfc=VERMILION, ms=7, label="points of the marked patch"),
         Line2D([], [], color=INK, lw=1.5, label="camera and its field of view"),
-        Line2D([], [], ls="", label=hidden),
     ]
+    axes.text2D(0.98, 0.02, hidden, transform=axes.transAxes, ha="right", fontsize=8.5)
     axes.legend(handles=handles, fontsize=8.5, loc="upper left", frameon=False)
 
 

@@ -39,15 +39,11 @@ def summary(run: RunFiles) -> str:
             + (" that stands somewhere else in every episode." if moving else ".")
         )
     clauses = [
-        f"{meaning} {count(o)} ({interval(o)})"
+        f"{meaning} {count(o)} ({interval(o)}{_difference(o, adapted)})"
         for name, meaning in _CLAUSES.items()
         for o in run.outcomes.get(name, ())[:1]
     ]
-    second = (
-        f"Under the same conditions, {'; '.join(clauses)}."
-        if clauses
-        else "No baseline was evaluated."
-    )
+    second = f"For comparison: {'; '.join(clauses)}." if clauses else "No baseline was evaluated."
     third = "Success is counted in closed loop: the policy acts and the physics answers"
     if adapted is None or adapted.task == "touch":
         third += (
@@ -72,6 +68,13 @@ def summary(run: RunFiles) -> str:
         + paragraph(text, kind="verdict good" if gate.passed else "verdict")
         + missing
     )
+
+
+def _difference(outcome: Outcome, adapted: Outcome | None) -> str:
+    same = ("robot", "task", "settings")
+    if adapted is None or all(getattr(outcome, k) == getattr(adapted, k) for k in same):
+        return ""
+    return ", under other conditions"
 
 
 def stages(run: RunFiles) -> str:
