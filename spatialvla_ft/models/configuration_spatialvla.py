@@ -104,14 +104,15 @@ class SpatialVLAConfig(PreTrainedConfig):
             self.action_token_counts = list(self.action_token_counts)
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = False
-        self._check()
+        self.check()
 
     @property
     def num_image_tokens(self) -> int:
         """Visual tokens per image."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """ValueError on sizes that cannot work together; overrides at loading come after init."""
         patch = self.vision_config.patch_size
         if self.ego3d_patch_reso < 1 or patch % self.ego3d_patch_reso:
             divisors = [d for d in range(1, patch + 1) if patch % d == 0]

@@ -93,6 +93,7 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SpatialVLAConfig) -> None:
         super().__init__(config)
+        config.check()
         if config.action_chunk_size is None:
             config.action_chunk_size = 4
         text_attention = config.text_config._attn_implementation or "eager"

@@ -156,12 +156,8 @@ def test_padded_training_batch_with_released_mask(
         outputs = released(**inputs)
     close("loss", outputs.loss, golden["loss"][0])
     rows = [(row != -100).nonzero().flatten() - 1 for row in inputs["labels"]]
-    close(
-        "logits", outputs.logits[0, rows[0]][:, ::8], golden["logits_row0_at_labels_every8"]
-    )
-    close(
-        "logits", outputs.logits[1, rows[1]][:, ::4], golden["logits_row1_at_labels_every4"]
-    )
+    close("logits", outputs.logits[0, rows[0]][:, ::8], golden["logits_row0_at_labels_every8"])
+    close("logits", outputs.logits[1, rows[1]][:, ::4], golden["logits_row1_at_labels_every4"])
 
 
 def test_left_padded_generation(model, golden_dir, processor, pictures, golden_inputs):

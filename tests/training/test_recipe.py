@@ -1,0 +1,131 @@
+"""Recipes: every mistake at once, each with its line and its cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spatialvla_ft.training.recipe import RecipeError, load_recipe
+
+GOOD = """\
+output: runs/x
+model:
+  base: some/checkpoint
+data:
+  datasets:
+    - path: a/1.0.0
+    - path: b/1.0.0
+      weight: 2
+train:
+  steps: 10
+  batch_size: 2
+  learning_rate: 1.0e-3
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text)
+        return file
+
+    return make
+
+
+def test_defaults(write):
+    recipe = load_recipe(write(GOOD))
+    assert recipe.data.datasets[1].weight == 2
+    assert recipe.lora is None
+    assert recipe.grid.fit is None
+    assert recipe.train.schedule == "cosine"
+
+
+def test_overrides_reach_sections_lists_and_absent_sections(write):
+    overrides = [
+        "data.datasets.1.path=c/2.0.0",
+        "lora.rank=8",
+        "train.learning_rate=3e-4",
+        "train.betas=[0.8, 0.9]",
+        "data.holdout=0",
+    ]
+    recipe = load_recipe(write(GOOD), overrides)
+    assert [d.path for d in recipe.data.datasets] == [Path("a/1.0.0"), Path("c/2.0.0")]
+    assert recipe.lora.rank == 8
+    assert recipe.train.learning_rate == 3e-4
+    assert recipe.train.betas == (0.8, 0.9)
+    assert recipe.data.holdout == 0
+
+
+def test_all_mistakes_at_once_with_file_and_line(write):
+    text = GOOD.replace("steps: 10", "steps: many").replace("weight: 2", "wieght: 2")
+    file = write(text + "lora:\n  rnak: 8\n")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(file, ["train.batch_sise=4", "data.holdout=1.5"])
+    lines = str(raised.value).splitlines()
+    wanted = [
+        (f"{file}:8: unknown key data.datasets.1.wieght", "did you mean weight?"),
+        (f"{file}:10: train.steps: ", "(got 'many')"),
+        (f"{file}:14: unknown key lora.rnak", "did you mean rank?"),
+        ("override 'train.batch_sise=4'", "did you mean batch_size?"),
+        ("override 'data.holdout=1.5'", "(got 1.5)"),
+    ]
+    assert len(lines) == len(wanted)
+    for start, end in wanted:
+        assert [line for line in lines if start in line and line.endswith(end)], (start, lines)
+
+
+def test_a_missing_key_is_named(write):
+    with pytest.raises(RecipeError, match=r"recipe.yaml:9: train.steps is missing"):
+        load_recipe(write(GOOD.replace("  steps: 10\n", "")))
+
+
+def test_a_far_off_key_lists_what_there_is(write):
+    with pytest.raises(RecipeError, match=r"unknown key zzz; known are data, grid, lora, model"):
+        load_recipe(write(GOOD + "zzz: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.new.image_size=64"], "set exactly one of model.base"),
+        (["grid.fit=gaussian", "grid.file=g.json"], "set at most one of grid.fit and grid.file"),
+        (["train.steps"], "not of the form key.sub=value"),
+        (["=3"], "not of the form key.sub=value"),
+        (["data.datasets.2.path=x"], r"'2' is not one of 0\.\.1"),
+        (["data.datasets.first=x"], r"'first' is not one of 0\.\.1"),
+        (["output.folder=x"], "output is a value, not a section"),
+        (["data.datasets=[]"], "data.datasets"),
+    ],
+)
+def test_contradictions_and_overrides_that_go_nowhere(write, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(GOOD), overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\n", "is not valid YAML"),
+        ("- 1\n", "must hold a mapping"),
+        ("", "must hold a mapping"),
+    ],
+)
+def test_files_that_are_no_recipe(write, text, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(text))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(RecipeError, match=r"no\.yaml does not exist; recipes/ holds recipes"):
+        load_recipe(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_shipped_recipes_are_valid(file):
+    load_recipe(file)
+    header = file.read_text().split("\noutput:")[0]
+    assert f"spatialvla-ft train recipes/{file.name}" in header
