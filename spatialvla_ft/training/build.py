@@ -91,6 +91,7 @@ def build(recipe: Recipe) -> Run:
     rows = spatial_rows(model)
     trainable: nn.Module = model
     if recipe.lora is not None:
+        torch.manual_seed(recipe.seed)  # the adapters' first values
         trainable = attach_lora(
             model,
             rank=recipe.lora.rank,

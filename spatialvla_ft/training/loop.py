@@ -265,6 +265,6 @@ def _check_finite(loss: Tensor, sampler: Sampler, step: int, run: Run) -> None:
         for d, f in sampler.batch(step)
     ]
     raise FloatingPointError(
-        f"the loss became {float(loss)} at step {step}; samples of this batch: {places[:8]}. Lower "
+        f"the loss became {loss.item()} at step {step}; samples of this batch: {places[:8]}. Lower "
         "train.learning_rate, check train.clip_norm, or look at these episodes"
     )
