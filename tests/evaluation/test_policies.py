@@ -1,0 +1,140 @@
+"""Policies: the baselines, and the queue of chunks of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_world import NAME, depth_map, picture, tiny_model, tiny_processor
+
+from spatialvla_ft.evaluation.policies import MeanAction, ModelPolicy, NoMotion, View
+
+
+def view(episodes, fresh=None, depth=True):
+    count = len(episodes)
+    return View(
+        episodes=tuple(episodes),
+        fresh=np.zeros(count, bool) if fresh is None else np.asarray(fresh),
+        images=np.stack([picture(e) for e in episodes]),
+        depth=np.stack([depth_map(e) for e in episodes]) if depth else None,
+        intrinsics=np.stack([np.diag([60.0, 50 + e, 1]) for e in episodes]),
+        gripper=np.array([e / 10 for e in episodes], np.float32),
+        instructions=tuple(f"go to {e}" for e in episodes),
+    )
+
+
+def test_no_motion_holds_the_gripper():
+    got = NoMotion().act(view([2, 9, 5]))
+    np.testing.assert_array_equal(got, [[0] * 7, [*[0] * 6, 1], [0] * 7])
+
+
+def test_mean_action():
+    mean = np.arange(7) / 10
+    np.testing.assert_array_equal(MeanAction(mean).act(view([1, 2])), [mean, mean])
+
+
+class FakeModel(torch.nn.Module):
+    """Counts its predictions; the ids it gives away are row and number of the call."""
+
+    def __init__(self, zoe=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(use_vision_zoe=True, vision_zoe_config=zoe)
+        self.calls = []
+
+    def predict_action(self, inputs):
+        self.calls.append(inputs)
+        return torch.arange(len(inputs["n"]))[:, None]
+
+
+class FakeProcessor:
+    """Action k of the chunk of call c for "go to e" is (e, c, k, 0, ...)."""
+
+    action_chunk_size = 3
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, **call):
+        self.seen.append(call)
+        return {"n": torch.zeros(len(call["text"]))}
+
+    def decode_actions(self, ids, unnorm_key=None):
+        call = len(self.seen)
+        texts = self.seen[-1]["text"]
+        actions = np.zeros((len(texts), 3, 7))
+        for i, text in enumerate(texts):
+            for k in range(3):
+                actions[i, k, :3] = int(text.split()[-1]), call, k
+        self.key = unnorm_key
+        return {"actions": actions}
+
+
+def played(policy, *views):
+    return [policy.act(one)[:, :3].astype(int).tolist() for one in views]
+
+
+def test_a_chunk_is_executed_before_the_next_prediction():
+    policy = ModelPolicy(FakeModel(), FakeProcessor(), unnorm_key="k")
+    got = played(policy, *[view([1, 2])] * 4)
+    assert got[:3] == [[[1, 1, k], [2, 1, k]] for k in range(3)]
+    assert got[3] == [[1, 2, 0], [2, 2, 0]]
+    assert len(policy.model.calls) == 2
+    assert policy.processor.key == "k"
+
+
+def test_only_the_first_actions_of_a_chunk():
+    policy = ModelPolicy(FakeModel(), FakeProcessor(), execute=2)
+    got = played(policy, *[view([4])] * 3)
+    assert got == [[[4, 1, 0]], [[4, 1, 1]], [[4, 2, 0]]]
+
+
+def test_episodes_keep_their_queues_when_others_come_and_go():
+    policy = ModelPolicy(FakeModel(), FakeProcessor())
+    got = played(policy, view([1, 2]), view([2, 3], [False, True]), view([3, 2]), view([3, 2]))
+    assert got == [
+        [[1, 1, 0], [2, 1, 0]],
+        [[2, 1, 1], [3, 2, 0]],
+        [[3, 2, 1], [2, 1, 2]],
+        [[3, 2, 2], [2, 3, 0]],
+    ]
+    assert policy.processor.seen[1]["text"] == ["go to 3"]
+    np.testing.assert_array_equal(policy.processor.seen[1]["images"][0], picture(3))
+    assert policy.processor.seen[1]["intrinsic"][0][1, 1] == 53
+
+
+def test_a_fresh_episode_forgets_its_old_plan():
+    policy = ModelPolicy(FakeModel(), FakeProcessor())
+    got = played(policy, view([7], [True]), view([7], [True]))
+    assert got == [[[7, 1, 0]], [[7, 2, 0]]]
+
+
+def test_depth_goes_in_only_where_it_is_an_input():
+    with pytest.raises(ValueError, match="takes the sensor's depth, and the view has none"):
+        ModelPolicy(FakeModel(), FakeProcessor()).act(view([1], depth=False))
+    estimating = ModelPolicy(FakeModel(zoe=object()), FakeProcessor())
+    estimating.act(view([1]))
+    assert estimating.processor.seen[0]["depth"] is None
+
+
+@pytest.mark.parametrize("execute", [0, 4])
+def test_execute_must_fit_the_chunk(execute):
+    with pytest.raises(ValueError, match=f"execute must be 1 to the chunk size 3, got {execute}"):
+        ModelPolicy(FakeModel(), FakeProcessor(), execute=execute)
+
+
+def test_a_real_model_does_what_processor_and_model_say():
+    processor = tiny_processor()
+    model = tiny_model(processor)
+    one = view([5, 6])
+    policy = ModelPolicy(model, processor)
+    got = np.stack([policy.act(one), policy.act(dataclasses.replace(one))], axis=1)
+    for i in range(2):
+        inputs = processor(
+            one.images[i], one.instructions[i], intrinsic=one.intrinsics[i], depth=one.depth[i]
+        )
+        wanted = processor.decode_actions(model.predict_action(inputs), NAME)["actions"][0]
+        np.testing.assert_array_equal(got[i], wanted)
