@@ -17,7 +17,7 @@ from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from .inputs import Inputs
 from .outputs import run_model
-from .source import find_source, load_source, merge, untie_head
+from .source import find_source, load_source, merge, untie_head, unwrap
 from .stored import VerifyReport, verify_export, write_stored
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,7 +37,8 @@ class Export:
         parameters: number of them.
         untied: whether the head got action rows of its own.
         merge_difference: largest change of a logit by merging; None where nothing was merged.
-        rounding_difference: largest change of a logit by rounding to `dtype`; 0 for float32.
+        rounding_difference: largest change of a logit by rounding to `dtype`, along the unrounded
+            model's tokens; 0 for float32.
         rounded_ids: predicted tokens that rounding changed.
         inputs: what the checks ran on, in words.
         verified: the written folder, loaded again, beside the stored answers.
@@ -89,7 +90,9 @@ def export_checkpoint(
     refuse_used(out)
     folder = find_source(source)
     loaded, processor = load_source(folder, base=base)
-    inputs = make_inputs(processor, loaded.config)
+    config = unwrap(loaded).config
+    assert isinstance(config, SpatialVLAConfig)
+    inputs = make_inputs(processor, config)
     merged = merge(loaded, processor, inputs.tensors)
     model = merged.model
     del loaded
@@ -104,6 +107,9 @@ def export_checkpoint(
         # The answers are those of the stored weights, computed in float32 wherever they are loaded.
         cast_weights(model, torch.float32)
         outputs = run_model(model, inputs.tensors) if dtype != "float32" else exact
+        along = outputs
+        if not torch.equal(outputs.ids, exact.ids):
+            along = run_model(model, inputs.tensors, ids=exact.ids)
         write_stored(scratch, inputs, outputs, processor, model.config.action_token_begin_idx)
         parameters = sum(p.numel() for p in model.parameters())
         mode = (scratch / "config.json").stat().st_mode
@@ -128,7 +134,7 @@ def export_checkpoint(
         parameters=parameters,
         untied=untie,
         merge_difference=merged.merge_difference,
-        rounding_difference=float((outputs.logits - exact.logits).abs().max()),
+        rounding_difference=float((along.logits - exact.logits).abs().max()),
         rounded_ids=int((outputs.ids != exact.ids).sum()),
         inputs=inputs.origin,
         verified=verified,
@@ -152,7 +158,7 @@ def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
     `Module.to` would also round buffers that are computed at loading, such as rotary frequencies.
     """
     for module in model.modules():
-        stored = [*module.parameters(recurse=False)]
+        stored: list[torch.Tensor] = [*module.parameters(recurse=False)]
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
                 stored.append(buffer)

@@ -61,8 +61,9 @@ def recorded_inputs(
         raise ValueError("the dataset has no step to store as an input; pass another one")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round())
     samples = [dataset[int(i)] for i in chosen]
-    depth = "sensor" if takes_depth(config) else "estimate"
-    collate = Collator(processor, camera, depth, with_actions=False)
+    collate = Collator(
+        processor, camera, "sensor" if takes_depth(config) else "estimate", with_actions=False
+    )
     name = samples[0].dataset
     if unnorm_key is None and name in processor.statistics:
         unnorm_key = name
@@ -108,4 +109,4 @@ def _intrinsic(processor: SpatialVLAProcessor, key: str | None, size: int) -> np
     if entry is None:
         return np.array([[size, 0, size / 2], [0, size, size / 2], [0, 0, 1]], np.float64)
     scale = np.array([size / entry["width"], size / entry["height"], 1.0])
-    return np.asarray(entry["intrinsic"], np.float64) * scale[:, None]
+    return np.asarray(np.asarray(entry["intrinsic"], np.float64) * scale[:, None])

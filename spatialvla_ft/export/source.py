@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from ..models.lora import BASE_FILE, ROWS_FILE, is_adapter, load_with_adapter
@@ -18,6 +19,8 @@ from .outputs import run_model
 
 MERGE_TOLERANCE = 1e-3
 """Largest change of a logit that merging may cause; float32 rounding makes about 1e-5."""
+
+Loaded = PeftModel | SpatialVLAForConditionalGeneration
 
 
 @dataclass
@@ -75,9 +78,7 @@ def find_source(path: str | Path) -> Path:
     )
 
 
-def load_source(
-    folder: Path, *, base: str | None = None
-) -> tuple[torch.nn.Module, SpatialVLAProcessor]:
+def load_source(folder: Path, *, base: str | None = None) -> tuple[Loaded, SpatialVLAProcessor]:
     """Unmerged model (a PeftModel for an adapter) in float32 and its processor."""
     processor = SpatialVLAProcessor.from_pretrained(folder)
     if is_adapter(folder):
@@ -90,10 +91,15 @@ def load_source(
     return model.eval(), processor
 
 
+def unwrap(loaded: Loaded) -> SpatialVLAForConditionalGeneration:
+    """The model itself, inside or without adapters."""
+    model = loaded.get_base_model() if isinstance(loaded, PeftModel) else loaded
+    assert isinstance(model, SpatialVLAForConditionalGeneration)
+    return model
+
+
 @torch.no_grad()
-def merge(
-    loaded: torch.nn.Module, processor: SpatialVLAProcessor, inputs: Mapping[str, Tensor]
-) -> Source:
+def merge(loaded: Loaded, processor: SpatialVLAProcessor, inputs: Mapping[str, Tensor]) -> Source:
     """Merge adapters in float32, and compare logits before and after on `inputs`.
 
     The logits are those over the whole vocabulary at every step of the predicted actions.
@@ -106,9 +112,9 @@ def merge(
     Raises:
         ValueError: a logit moved by more than `MERGE_TOLERANCE`.
     """
-    if isinstance(loaded, SpatialVLAForConditionalGeneration):
+    if not isinstance(loaded, PeftModel):
         return Source(loaded, processor, "checkpoint")
-    before = run_model(loaded.get_base_model(), inputs)
+    before = run_model(unwrap(loaded), inputs)
     model = loaded.merge_and_unload().eval()
     after = run_model(model, inputs, ids=before.ids)
     difference = float((after.logits - before.logits).abs().max())

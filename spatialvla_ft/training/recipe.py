@@ -137,6 +137,15 @@ class Recipe(Section):
     lora: Lora | None = None
     train: Train
 
+    @model_validator(mode="after")
+    def _adapter_has_a_base(self) -> Recipe:
+        if self.lora is not None and self.model.new is not None:
+            raise ValueError(
+                "lora needs model.base: an adapter of a new model has no base to come back to. "
+                "Train the new model whole first, or remove lora"
+            )
+        return self
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.

@@ -238,6 +238,30 @@ def test_random_pictures_when_there_is_no_dataset(run, tmp_path):
     assert load_file(out / STORED_FILE)["inputs.depth"].shape == (2, 32, 32)
 
 
+def test_recorded_steps_by_the_command(run, tmp_path, monkeypatch):
+    from spatialvla_ft import data
+
+    asked = {}
+
+    def opened(place, **options):
+        asked.update(options, place=str(place))
+        return MadeUp()
+
+    monkeypatch.setattr(data, "open_dataset", opened)
+    arguments = ["export", str(run[0]), "--out", str(tmp_path / "out"), "--samples", "3", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--dataset", "some/1.0.0", "--split", "val"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["inputs"] == f"3 steps of {NAME}"
+    assert report["verified"]["ids_equal"] is True
+    assert asked == {"place": "some/1.0.0", "card": None, "horizon": 2, "split": "val"}
+    done = CliRunner().invoke(
+        app, [*arguments[:3], str(tmp_path / "2"), "--dataset", "x", "--unnorm-key", "nobody"]
+    )
+    assert done.exit_code == 1
+    assert "unnorm_key 'nobody' is unknown" in " ".join(done.stderr.split())
+
+
 def test_a_whole_checkpoint_is_rewritten_and_says_so(base, tmp_path):
     arguments = ["export", str(base), "--out", str(tmp_path / "out"), "--samples", "1"]
     done = CliRunner().invoke(app, arguments)

@@ -91,6 +91,7 @@ def test_a_far_off_key_lists_what_there_is(write):
     [
         (["model.new.image_size=64"], "set exactly one of model.base"),
         (["grid.fit=gaussian", "grid.file=g.json"], "set at most one of grid.fit and grid.file"),
+        (["model={new: {}}", "lora.rank=4"], "lora needs model.base"),
         (["train.steps"], "not of the form key.sub=value"),
         (["=3"], "not of the form key.sub=value"),
         (["data.datasets.2.path=x"], r"'2' is not one of 0\.\.1"),
