@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -119,15 +120,26 @@ def save_adapter(
     *,
     base: str,
     base_fingerprint: str,
+    overrides: dict[str, Any] | None = None,
 ) -> None:
-    """Write an adapter folder; `base` is the checkpoint that training started from."""
+    """Write an adapter folder.
+
+    Args:
+        peft_model: what was trained.
+        processor: of the new robot.
+        rows: `spatial_rows` before training.
+        folder: where to.
+        base: the checkpoint that training started from.
+        base_fingerprint: of that checkpoint as it was loaded.
+        overrides: config fields it was loaded with, other than its own, e.g. `prefix_mask`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for config in peft_model.peft_config.values():
         config.base_model_name_or_path = base
     peft_model.save_pretrained(str(folder), save_embedding_layers=False)
     processor.save_pretrained(folder)
     save_file({k: v.contiguous() for k, v in rows.items()}, str(folder / ROWS_FILE))
-    content = {"base": base, "fingerprint": base_fingerprint}
+    content = {"base": base, "fingerprint": base_fingerprint, "overrides": overrides or {}}
     (folder / BASE_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -151,7 +163,9 @@ def load_with_adapter(
     """
     recorded = json.loads((folder / BASE_FILE).read_text())
     source = base or recorded["base"]
-    model = SpatialVLAForConditionalGeneration.from_pretrained(source, dtype=dtype)
+    model = SpatialVLAForConditionalGeneration.from_pretrained(
+        source, dtype=dtype, **recorded.get("overrides", {})
+    )
     have = fingerprint(model)
     if dtype == torch.float32 and have != recorded["fingerprint"]:
         raise ValueError(

@@ -83,6 +83,19 @@ def test_the_result_is_what_was_trained(recipe_of, kind):
     assert "demo/1.0.0" in processor.intrinsic_config
 
 
+@pytest.mark.parametrize("override", ["prefix_mask=causal", "use_vision_zoe=false"])
+def test_an_adapter_remembers_how_its_base_was_loaded(recipe_of, override):
+    recipe = recipe_of("lora", overrides=["train.steps=2", f"model.overrides.{override}"])
+    run = build(recipe)
+    model, _ = load_policy_model(train(run))
+    name = override.split("=")[0]
+    assert getattr(model.config, name) == recipe.model.overrides[name]
+    batch = run.collate([run.datasets[0][0]])
+    with torch.no_grad():
+        trained = run.model.eval()(**batch).logits
+        torch.testing.assert_close(model(**batch).logits, trained, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_schedule_in_closed_form(recipe_of, schedule):
     recipe = recipe_of("full", overrides=["train.steps=8", f"train.schedule={schedule}"])
