@@ -82,10 +82,8 @@ class SpatialVLAConfig(PreTrainedConfig):
         """Build the sub-configurations and refuse sizes that cannot work together."""
         self.text_config = _build(Gemma2Config, self.text_config)
         self.vision_config = _build(SiglipVisionConfig, self.vision_config, vision_use_head=False)
-        if self.depth_source == "sensor" or not self.use_vision_zoe:
-            needs_zoe = self.vision_zoe_config is not None
-        else:
-            needs_zoe = True
+        needs_zoe = self.use_vision_zoe or self.vision_zoe_config is not None
+        needs_zoe = needs_zoe and self.depth_source == "zoe"
         self.vision_zoe_config = (
             _build(ZoeDepthConfig, self.vision_zoe_config, num_patch_transformer_layers=4)
             if needs_zoe
@@ -113,6 +111,8 @@ class SpatialVLAConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """ValueError on sizes that cannot work together; overrides at loading come after init."""
+        if self.depth_source == "sensor":
+            self.vision_zoe_config = None
         patch = self.vision_config.patch_size
         if self.ego3d_patch_reso < 1 or patch % self.ego3d_patch_reso:
             divisors = [d for d in range(1, patch + 1) if patch % d == 0]

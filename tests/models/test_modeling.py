@@ -262,6 +262,23 @@ def test_a_model_without_estimator_asks_for_depth_and_every_model_for_k(tiny, sm
         small(**{**inputs, **twice})
 
 
+def test_a_released_checkpoint_can_take_the_sensor_s_depth(
+    golden_checkpoint, s0_inputs, s0_outputs, tmp_path
+):
+    model = SpatialVLAForConditionalGeneration.from_pretrained(
+        golden_checkpoint, dtype=torch.float32, depth_source="sensor"
+    ).eval()
+    assert not hasattr(model, "vision_zoe_model")
+    with pytest.raises(ValueError, match="no depth estimator"):
+        model(**s0_inputs)
+    with torch.no_grad():
+        given = model(**s0_inputs, depth=s0_outputs.debug["depth"])
+        torch.testing.assert_close(given.logits, s0_outputs.logits, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = SpatialVLAForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.config.vision_zoe_config is None
+
+
 # -------------------------------------------------------------------- geometry
 
 
