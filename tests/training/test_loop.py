@@ -157,16 +157,23 @@ def test_another_recipe_does_not_resume(recipe_of):
 
 
 def test_training_never_imports_tensorflow(recipe_of):
-    """All trackers on, in a process of its own; the dataset is read without TensorFlow too."""
+    """All trackers on, in a process of its own; the dataset is read without TensorFlow too.
+
+    The process imported transformers before us, and its Auto classes load the result.
+    """
     recipe = recipe_of("full", overrides=["train.steps=1", "train.trackers=[jsonl, tensorboard]"])
     file = recipe.output.parent / "out.yaml"
     code = f"""
 import sys
+from transformers import AutoConfig, AutoModel, AutoProcessor
 from typer.testing import CliRunner
 from spatialvla_ft.cli.main import app
 arguments = ["train", {str(file)!r}, "train.steps=1", "train.trackers=[jsonl, tensorboard]"]
 done = CliRunner().invoke(app, [*arguments, "--json"])
 assert done.exit_code == 0, done.output
+for auto in (AutoConfig, AutoModel, AutoProcessor):
+    found = auto.from_pretrained({str(recipe.output / "final")!r}, trust_remote_code=False)
+    assert type(found).__name__.startswith("SpatialVLA")
 print(sorted(m for m in sys.modules if m.split(".")[0] in ("tensorflow", "tensorboard")))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
