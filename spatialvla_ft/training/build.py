@@ -21,6 +21,7 @@ from ..models.lora import adapt_to_grid, attach_lora, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
+from .augment import Augment
 from .collate import Collator
 from .recipe import Dataset, Grid, Recipe, RecipeError
 
@@ -38,6 +39,7 @@ class Run:
         datasets: what is trained on, and `weights`, their shares of the batches.
         heldout: episodes kept for validation, per dataset; empty without a holdout.
         collate: samples to model inputs.
+        augment: what training varies, or None.
         rows: spatial table and head rows before training (adapters need them to be loaded again).
         base_fingerprint: of the checkpoint that training started from; None for a new model.
     """
@@ -49,6 +51,7 @@ class Run:
     weights: list[float]
     heldout: list[RldsDataset]
     collate: Collator
+    augment: Augment | None
     rows: dict[str, Tensor]
     base_fingerprint: str | None
 
@@ -84,6 +87,9 @@ def build(recipe: Recipe) -> Run:
             if recipe.grid.adapt_embeddings:
                 adapt_to_grid(model, processor.grid, grid)
             processor.set_grid(grid)
+            # Tokens of a refitted grid mean nothing in the units of the base's datasets.
+            processor.statistics.clear()
+            processor.intrinsic_config.clear()
     processor.statistics.update({name: s.to_dict() for name, s in statistics.items()})
     processor.intrinsic_config.update(_intrinsics(datasets, recipe.data.camera))
     _check_depth(recipe, model)
@@ -110,6 +116,7 @@ def build(recipe: Recipe) -> Run:
         weights=[entry.weight for entry in recipe.data.datasets],
         heldout=heldout,
         collate=Collator(processor, recipe.data.camera, recipe.data.depth),
+        augment=Augment(**recipe.data.augment.model_dump()) if recipe.data.augment else None,
         rows=rows,
         base_fingerprint=base_fingerprint,
     )

@@ -32,15 +32,18 @@ Progress = Callable[[int, dict[str, float]], None]
 
 
 class Frames(Dataset[Sample]):
-    """(dataset, frame) pairs to samples."""
+    """(dataset, frame, global slot) to a sample, augmented by its slot."""
 
     def __init__(self, run: Run) -> None:
         self.datasets = run.datasets
+        self.augment = run.augment
+        self.seed = run.recipe.seed
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
+    def __getitem__(self, place: tuple[int, int, int]) -> Sample:
         """The sample at a frame of a dataset."""
-        dataset, frame = place
-        return self.datasets[dataset][frame]
+        dataset, frame, slot = place
+        sample = self.datasets[dataset][frame]
+        return sample if self.augment is None else self.augment(sample, slot, self.seed)
 
 
 class StepBatches(BatchSampler):
@@ -49,10 +52,11 @@ class StepBatches(BatchSampler):
     def __init__(self, sampler: Sampler, start: int, stop: int) -> None:
         self.sampler, self.start, self.stop = sampler, start, stop
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """One list of (dataset, frame) per micro-batch."""
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        """One list of (dataset, frame, global slot) per micro-batch."""
         for step in range(self.start, self.stop):
-            yield [(int(d), int(f)) for d, f in self.sampler.batch(step)]
+            slots = self.sampler.slots(step).tolist()
+            yield [(d, f, g) for (d, f), g in zip(self.sampler.batch(step), slots, strict=True)]
 
     def __len__(self) -> int:
         """Number of micro-batches left."""

@@ -64,6 +64,16 @@ class Dataset(Section):
     """Use only this many episodes, drawn by the seed; None uses all."""
 
 
+class Augmentation(Section):
+    """Random crop and colour jitter (see `training/augment.py`)."""
+
+    crop_area: float = Field(0.9, gt=0, le=1)
+    brightness: float = Field(0.2, ge=0, lt=1)
+    contrast: float = Field(0.2, ge=0, lt=1)
+    saturation: float = Field(0.2, ge=0, lt=1)
+    hue: float = Field(0.05, ge=0, le=0.5)
+
+
 class Data(Section):
     """What is learnt from."""
 
@@ -73,6 +83,7 @@ class Data(Section):
     """`sensor` takes the dataset's depth, `estimate` the model's ZoeDepth."""
     holdout: float = Field(0.05, ge=0, lt=1)
     workers: int = Field(1, ge=0)
+    augment: Augmentation | None = None
 
 
 class Grid(Section):
