@@ -52,8 +52,8 @@ def main() -> int:
     print(
         "error: MuJoCo cannot render here: neither EGL nor OSMesa works.\n"
         f"  On Debian or Ubuntu:  sudo {command}\n"
-        "  On another system install Mesa's EGL or OSMesa libraries, or set MUJOCO_GL to a backend\n"
-        "  that works (egl, osmesa or glfw), then run this again.",
+        "  On another system install Mesa's EGL or OSMesa libraries, or set MUJOCO_GL to a\n"
+        "  backend that works (egl, osmesa or glfw), then run this again.",
         file=sys.stderr,
     )
     return 1

@@ -86,15 +86,14 @@ def _check_tokens(have: dict[int, int], grid: ActionGrid) -> int:
         detail = "" if missing is None else f" (the first one missing is {action_token(missing)})"
         raise ValueError(
             f"the tokenizer has {len(have)} action tokens but the grid with bins {grid.bins} needs "
-            f"{grid.total}{detail}; fit tokenizer, embeddings and grid to each other with "
-            "`spatialvla-ft grids resize`"
+            f"{grid.total}{detail}; use a grid with the bins that the tokenizer was made for "
+            "(`spatialvla-ft grids fit --bins ...`)"
         )
     begin = have[0]
     wrong = next((i for i in range(grid.total) if have[i] != begin + i), None)
     if wrong is not None:
         raise ValueError(
             f"action tokens must have contiguous ids: {action_token(wrong)} has id {have[wrong]}, "
-            f"not {begin + wrong}; build the tokenizer anew from one without action tokens, or run "
-            "`spatialvla-ft grids resize`"
+            f"not {begin + wrong}; build the tokenizer anew from one without action tokens"
         )
     return begin

@@ -33,7 +33,9 @@ def sim(
     distractors: Annotated[int, typer.Option(help="Blocks that the task does not name.")] = 0,
     workers: Annotated[int, typer.Option(help="Simulation processes.")] = 1,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the results, every episode, here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the results, every episode, here.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Let a policy act in simulation and count successes, with Wilson 95 % intervals.
@@ -92,7 +94,7 @@ def sim(
     Console().print(table)
 
 
-def _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads):  # noqa: ANN001, ANN202
+def _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads):
     if policy not in ("model", "no-motion", "mean-action"):
         raise ValueError(f"--policy is {policy!r}; use model, no-motion or mean-action")
     if policy == "model" and checkpoint is None:

@@ -15,6 +15,7 @@ from spatialvla_ft.cli import (
     export,
     grids_fit,
     grids_plot,
+    quickstart,
     train,
 )
 
@@ -27,6 +28,7 @@ data = typer.Typer(no_args_is_help=True, help="Record, index and look at demonst
 grids = typer.Typer(no_args_is_help=True, help="Fit and look at adaptive action grids.")
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a policy, open loop and closed loop.")
 app.add_typer(data, name="data")
+app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
 app.command("export")(export.export)
 data.command("record")(data_record.record)

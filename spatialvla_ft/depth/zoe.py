@@ -2,8 +2,8 @@
 
 The library's model picks its indoor (nyu) or outdoor (kitti) head by a vote over the whole batch,
 so one picture's depth depends on its neighbours. `PerImageZoeDepth` runs the backbone on the batch
-and decides per image. Depth estimation is never trained here, so the model stays in evaluation mode:
-its drop path moves depth by 5 % otherwise.
+and decides per image. Depth estimation is never trained here, so the model stays in evaluation
+mode: its drop path moves depth by 5 % otherwise.
 
 Shape letters: B batch, S side of the square picture, Z side of ZoeDepth's input (384).
 """

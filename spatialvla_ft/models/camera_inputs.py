@@ -22,9 +22,7 @@ def image_sides(image: Any) -> tuple[int, int]:
     return (shape[0], shape[1]) if shape[-1] in (1, 3) else (shape[1], shape[2])
 
 
-def square_intrinsics(
-    intrinsic: Any, height: int, width: int, size: int
-) -> Float[Tensor, "3 3"]:
+def square_intrinsics(intrinsic: Any, height: int, width: int, size: int) -> Float[Tensor, "3 3"]:
     """K of the picture after it was squashed from (height, width) to (size, size)."""
     matrix = torch.as_tensor(np.asarray(intrinsic, dtype=np.float64))
     if matrix.shape != (3, 3) or not bool(torch.isfinite(matrix).all()):

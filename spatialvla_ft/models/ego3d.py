@@ -85,4 +85,6 @@ class Ego3DPositionEmbedding(nn.Module):
         """
         centre = points.new_tensor(CENTRE_METRES).repeat(points.shape[-1] // 3)
         encoding = frequency_encoding((points - centre) / HALF_RANGE_METRES, self.num_freqs)
-        return self.position_embedding_head(encoding.to(self.position_embedding_head[0].weight.dtype))
+        return self.position_embedding_head(
+            encoding.to(self.position_embedding_head[0].weight.dtype)
+        )

@@ -18,9 +18,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from .configuration_spatialvla import SpatialVLAConfig
 
 
-def suffix_from_ids(
-    input_ids: Int[Tensor, "B T"], begin: int, count: int
-) -> Int[Tensor, "B T"]:
+def suffix_from_ids(input_ids: Int[Tensor, "B T"], begin: int, count: int) -> Int[Tensor, "B T"]:
     """Token types read off the ids: 0 up to the first action token, 1 from there on."""
     is_action = (input_ids >= begin) & (input_ids < begin + count)
     return (is_action.cumsum(-1) > 0).long()

@@ -264,7 +264,11 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             vision = self.config.vision_config
             points = patch_points(
-                depth, intrinsics, vision.image_size, vision.patch_size, self.config.ego3d_patch_reso
+                depth,
+                intrinsics,
+                vision.image_size,
+                vision.patch_size,
+                self.config.ego3d_patch_reso,
             )
             ego3d = self.position_embedding_3d(points)
             if debug is not None:

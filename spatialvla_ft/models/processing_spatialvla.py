@@ -22,8 +22,8 @@ from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMi
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ..actions.grid import ActionGrid
-from ..actions.normalise import ActionStatistics, unnormalise
 from ..actions.grid_io import from_processor_config, to_processor_config
+from ..actions.normalise import ActionStatistics, unnormalise
 from ..actions.tokenizer import SpatialActionTokenizer
 from .camera_inputs import image_sides, square_depth, square_intrinsics
 from .configuration_spatialvla import SpatialVLAConfig
@@ -304,7 +304,9 @@ class SpatialVLAProcessor(ProcessorMixin):
             )
         normalised = self.action_tokenizer.decode(array.reshape(-1, 3))
         normalised = np.asarray(normalised).reshape(len(array), -1, 7)
-        keys = [self.choose_statistics(key) for key in _per_item(unnorm_key, len(array), "unnorm_key")]
+        keys = [
+            self.choose_statistics(key) for key in _per_item(unnorm_key, len(array), "unnorm_key")
+        ]
         actions = np.stack(
             [
                 unnormalise(row, ActionStatistics.from_dict(self.statistics[key]))

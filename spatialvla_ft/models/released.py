@@ -49,7 +49,7 @@ def fill_from_processor_config(config: SpatialVLAConfig, source: str | Path) -> 
         if sum(counts) != config.spatial_token_num:
             raise ValueError(
                 f"{source}: the model has {config.spatial_token_num} action tokens, the grid in "
-                f"processor_config.json has {sum(counts)} {counts}; `spatialvla-ft grids resize` "
-                "makes them agree"
+                f"processor_config.json has {sum(counts)} {counts}: the files are of two "
+                "checkpoints; take both from the same one"
             )
         config.action_token_counts = list(counts)

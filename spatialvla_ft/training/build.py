@@ -73,8 +73,11 @@ def build(recipe: Recipe) -> Run:
     statistics = {dataset.name: dataset_statistics(dataset) for dataset in datasets}
     for name, known in statistics.items():
         if known.degenerate.any():
-            logger.warning("%s: dimensions %s move in under 2 %% of the steps; they become steps "
-                           "between -1 and 1", name, np.flatnonzero(known.degenerate).tolist())  # fmt: skip
+            logger.warning(
+                "%s: dimensions %s move in under 2 %% of the steps; they become steps of -1 and 1",
+                name,
+                np.flatnonzero(known.degenerate).tolist(),
+            )
 
     grid = _grid(recipe.grid, recipe, datasets, statistics)
     base_fingerprint = None
@@ -84,6 +87,11 @@ def build(recipe: Recipe) -> Run:
         model, processor = _load(recipe)
         base_fingerprint = fingerprint(model)
         if grid is not None:
+            if grid.bins != processor.grid.bins:
+                raise RecipeError(
+                    f"the new grid has bins {grid.bins}, the base {processor.grid.bins}: fit a "
+                    "grid with the base's bins (`spatialvla-ft grids fit --bins ...`)"
+                )
             if recipe.grid.adapt_embeddings:
                 adapt_to_grid(model, processor.grid, grid)
             processor.set_grid(grid)
@@ -123,6 +131,11 @@ def build(recipe: Recipe) -> Run:
 
 
 def _chunk(recipe: Recipe) -> int:
+    base = recipe.model.base
+    if base is not None and base.count("/") != 1 and not Path(base).is_dir():
+        raise RecipeError(
+            f"model.base {base} is no folder; give a checkpoint folder, or OWNER/NAME on the Hub"
+        )
     if recipe.model.new is not None:
         return recipe.model.new.action_chunk_size
     return SpatialVLAProcessor.from_pretrained(recipe.model.base).action_chunk_size
@@ -231,12 +244,12 @@ def _intrinsics(datasets: Sequence[RldsDataset], camera: str) -> dict[str, dict]
 
 
 def _check_depth(recipe: Recipe, model: SpatialVLAForConditionalGeneration) -> None:
-    if recipe.data.depth == "estimate" and model.config.vision_zoe_config is None:
-        if model.config.use_vision_zoe:
-            raise RecipeError(
-                "data.depth is 'estimate', but the model has no ZoeDepth; set data.depth: sensor, "
-                "or start from a checkpoint with one"
-            )
+    needs_depth = model.config.use_vision_zoe and model.config.vision_zoe_config is None
+    if recipe.data.depth == "estimate" and needs_depth:
+        raise RecipeError(
+            "data.depth is 'estimate', but the model has no ZoeDepth; set data.depth: sensor, or "
+            "start from a checkpoint with one"
+        )
 
 
 def _freeze(model: SpatialVLAForConditionalGeneration, prefixes: Sequence[str]) -> None:

@@ -44,9 +44,7 @@ class Collator:
         """One batch; a missing image, depth or K raises and names the sample."""
         actions = None
         if self.with_actions:
-            actions = np.stack(
-                [normalise(s.actions, self.statistics[s.dataset]) for s in samples]
-            )
+            actions = np.stack([normalise(s.actions, self.statistics[s.dataset]) for s in samples])
         inputs = self.processor(
             images=[self._of(s, "images", s.images) for s in samples],
             text=[s.instruction for s in samples],

@@ -205,7 +205,13 @@ def _override(content: dict[str, Any], override: str) -> None:
                 raise RecipeError(f"override {override!r}: {here} is a value, not a section")
             node[name] = {}
         node = node[name]
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(
+            f"override {override!r}: {value!r} is not YAML; quote it for the shell, e.g. "
+            "'data.augment={hue: 0.1}'"
+        ) from None
     if isinstance(node, list):
         node[_index(node, last, key)] = parsed
     else:

@@ -1,0 +1,284 @@
+"""`spatialvla-ft quickstart`: the main job, from demonstrations to report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spatialvla_ft.cli.stages import Stage, StageError, StageRunner
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+BINS = "16,32,8,8,8,8,2"
+EPISODES = 100
+SIMULATION = ("--camera-mode", "random", "--distractors", "0")
+
+
+def quickstart(
+    runs: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("quickstart_report"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep finished stages of an earlier run.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say the outcome as JSON.")] = False,
+) -> None:
+    """Record two robots, train a small base on A, adapt it to B, evaluate, export, report.
+
+    Exit code 1 if the adapted policy does not clearly beat every baseline.
+
+    Example: spatialvla-ft quickstart
+    """
+    from rich.console import Console
+
+    from spatialvla_ft.cli.console import fail_with
+
+    console = Console(stderr=True, highlight=False)
+    began = time.perf_counter()
+
+    def tell(stage: Stage, seconds: float | None) -> None:
+        clock = f"[dim]{time.perf_counter() - began:5.0f} s[/]"
+        if seconds is None:
+            console.print(
+                f"{clock}  {stage.title}\n         [dim]{stage.command}[/]", soft_wrap=True
+            )
+        else:
+            console.print(f"{clock}  [green]done[/] {stage.title} [dim]({seconds:.0f} s)[/]")
+
+    with fail_with(StageError, OSError):
+        if not RECIPES.is_dir():
+            raise OSError(f"{RECIPES} is missing; run the quickstart from a clone of the project")
+        if not resume:
+            shutil.rmtree(runs, ignore_errors=True)
+        runs.mkdir(parents=True, exist_ok=True)
+        _write_environment(runs)
+        StageRunner(runs, on_change=tell).run(_stages(runs))
+        gate = _report(runs, out, console)
+    seconds = time.perf_counter() - began
+    if as_json:
+        typer.echo(json.dumps({**gate, "seconds": round(seconds, 1)}))
+    else:
+        console.print(f"{_summary(runs)}\nreport: {out / 'index.html'}   ({seconds / 60:.1f} min)")
+        passed = "[bold green]gate passed[/]"
+        failed = f"[bold red]gate NOT passed[/]: {'; '.join(gate['gate_reasons'])}"
+        console.print(passed if gate["gate_passed"] else failed)
+    if not gate["gate_passed"]:
+        raise typer.Exit(1)
+
+
+def _stages(runs: Path) -> list[Stage]:
+    """The main job, in the order in which it is told."""
+    data = runs / "data"
+    robot_a, robot_b = (data / f"robot_{x}_touch" / "1.0.0" for x in "ab")
+    test_b = data / "robot_b_touch_test" / "1.0.0"
+    base, adapted, scratch = (runs / name / "final" for name in ("base", "adapt", "scratch"))
+    export = runs / "export"
+    return [
+        Stage(
+            "record_a",
+            "record 2000 demonstrations of robot A, a new calibrated camera each time",
+            _record("robot_a", 2000, 0, data, "robot_a_touch"),
+        ),
+        Stage(
+            "record_b",
+            "record 200 demonstrations of robot B",
+            _record("robot_b", 200, 0, data, "robot_b_touch"),
+        ),
+        Stage(
+            "record_b_test",
+            "record 20 demonstrations of robot B that nothing is trained on",
+            _record("robot_b", 20, 500_000, data, "robot_b_touch_test"),
+        ),
+        Stage(
+            "grid_b",
+            "fit robot B's action grid",
+            _grid(robot_b, runs / "grids" / "robot_b"),
+            ("record_b",),
+        ),
+        Stage(
+            "scratch",
+            "baseline: train from scratch on robot B",
+            _train("quickstart_scratch.yaml", runs / "scratch", robot_b),
+            ("record_b",),
+        ),
+        Stage(
+            "base",
+            "train a small base on robot A",
+            _train("quickstart_base.yaml", runs / "base", robot_a),
+            ("record_a",),
+        ),
+        Stage("eval_no_motion", "evaluate: no motion", _sim(runs, "no_motion", policy="no-motion")),
+        Stage(
+            "eval_mean_action",
+            "evaluate: the mean action",
+            _sim(runs, "mean_action", policy="mean-action", dataset=robot_b),
+            ("record_b",),
+        ),
+        Stage(
+            "eval_scratch",
+            "evaluate: trained from scratch on B",
+            _sim(runs, "scratch", checkpoint=scratch),
+            ("scratch",),
+        ),
+        Stage(
+            "open_scratch",
+            "open loop: trained from scratch on B",
+            _open(runs, "scratch", scratch, test_b),
+            ("scratch", "record_b_test"),
+        ),
+        Stage(
+            "grid_a",
+            "fit robot A's action grid",
+            _grid(robot_a, runs / "grids" / "robot_a"),
+            ("record_a",),
+        ),
+        Stage(
+            "adapt",
+            "adapt the base to robot B: new grid, interpolated embeddings, LoRA",
+            (
+                *_train("quickstart_adapt.yaml", runs / "adapt", robot_b),
+                f"model.base={base}",
+                f"grid.file={runs / 'grids' / 'robot_b.json'}",
+            ),
+            ("base", "grid_b"),
+        ),
+        Stage(
+            "eval_unadapted",
+            "evaluate on B: the base, not adapted",
+            _sim(runs, "unadapted", checkpoint=base),
+            ("base",),
+        ),
+        Stage(
+            "open_unadapted",
+            "open loop: the base, not adapted",
+            _open(runs, "unadapted", base, test_b),
+            ("base", "record_b_test"),
+        ),
+        Stage(
+            "eval_base_on_a",
+            "evaluate the base on its own robot A",
+            _sim(runs, "base_on_a", robot="robot_a", checkpoint=base),
+            ("base",),
+        ),
+        Stage(
+            "eval_adapted",
+            "evaluate on B: the adapted policy",
+            _sim(runs, "adapted", checkpoint=adapted),
+            ("adapt",),
+        ),
+        Stage(
+            "export",
+            "merge the adapter and export a checkpoint",
+            ("export", str(adapted), "--out", str(export), "--dataset", str(test_b)),
+            ("adapt", "record_b_test"),
+        ),
+        Stage(
+            "verify",
+            "reload the export in a fresh process and compare",
+            ("export", "--verify", str(export), "--report", str(runs / "export_check.json")),
+            ("export",),
+        ),
+        Stage(
+            "open_adapted",
+            "open loop: the adapted policy",
+            _open(runs, "adapted", adapted, test_b),
+            ("adapt", "record_b_test"),
+        ),
+        Stage(
+            "eval_exported",
+            "evaluate on B: the exported checkpoint",
+            _sim(runs, "exported", checkpoint=export),
+            ("export",),
+        ),
+    ]
+
+
+def _record(robot: str, episodes: int, seed: int, out: Path, name: str) -> tuple[str, ...]:
+    return (
+        *("data", "record", "--robot", robot, "--task", "touch", "--episodes", str(episodes)),
+        *("--seed", str(seed), "--action-noise", "0.3", *SIMULATION),
+        *("--out", str(out), "--name", name),
+    )
+
+
+def _grid(dataset: Path, out: Path) -> tuple[str, ...]:
+    files = ("--out", f"{out}.json", "--plot", f"{out}.png")
+    return ("grids", "fit", str(dataset), "--kind", "gaussian", "--bins", BINS, *files)
+
+
+def _train(recipe: str, output: Path, dataset: Path) -> tuple[str, ...]:
+    where = (f"output={output}", f"data.datasets.0.path={dataset}")
+    return ("train", str(RECIPES / recipe), *where)
+
+
+def _sim(
+    runs: Path,
+    name: str,
+    *,
+    robot: str = "robot_b",
+    policy: str = "model",
+    checkpoint: Path | None = None,
+    dataset: Path | None = None,
+) -> tuple[str, ...]:
+    arguments = ["eval", "sim", "--robot", robot, "--task", "touch", "--policy", policy]
+    if checkpoint is not None:
+        arguments += ["--checkpoint", str(checkpoint), "--name", name]
+    if dataset is not None:
+        arguments += ["--dataset", str(dataset)]
+    arguments += ["--episodes", str(EPISODES), *SIMULATION]
+    return (*arguments, "--out", str(runs / "eval" / f"{name}.json"))
+
+
+def _open(runs: Path, name: str, checkpoint: Path, dataset: Path) -> tuple[str, ...]:
+    out = str(runs / "open_loop" / f"{name}.json")
+    return ("eval", "open-loop", str(checkpoint), str(dataset), "--out", out)
+
+
+def _write_environment(runs: Path) -> None:
+    import os
+    from datetime import UTC, datetime
+    from importlib.metadata import version
+
+    packages = ("torch", "transformers", "peft", "accelerate", "mujoco", "tensorflow-datasets")
+    facts = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    (runs / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _report(runs: Path, out: Path, console) -> dict:
+    from spatialvla_ft.viz.gate import judge
+    from spatialvla_ft.viz.report import write_page
+    from spatialvla_ft.viz.run_files import read_run
+
+    run = read_run(runs)
+    with console.status("writing the report"):
+        page = write_page(run, out)
+    gate = judge(run.outcomes)
+    return {
+        "report": str(page),
+        "gate_passed": gate.passed,
+        "gate_reasons": list(gate.reasons),
+        "missing": list(run.missing),
+    }
+
+
+def _summary(runs: Path) -> str:
+    lines = ["success on robot B, touch the block (Wilson 95 % interval):"]
+    for name in ("no_motion", "mean_action", "unadapted", "scratch", "adapted", "exported"):
+        for result in json.loads((runs / "eval" / f"{name}.json").read_text()):
+            low, high = result["interval"]
+            lines.append(
+                f"  {name.replace('_', ' '):12s} {result['successes']:3d}/{result['episodes']}"
+                f"  {low:.0%} .. {high:.0%}"
+            )
+    return "\n".join(lines)
