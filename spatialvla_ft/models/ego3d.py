@@ -1,8 +1,9 @@
 """Ego3D position encoding: where, in the camera's own 3-D frame, each image patch looks.
 
 Every patch holds `reso x reso` points. Depth is averaged over the cell of each point, the point is
-back-projected, shifted and scaled to about [-1, 1], encoded with sines and cosines, and an MLP turns
-the encoding of one patch into a term that is added to its visual feature (SpatialVLA, section 3.1).
+back-projected, shifted and scaled to about [-1, 1], encoded with sines and cosines, and an MLP
+turns the encoding of one patch into a term that is added to its visual feature (SpatialVLA,
+section 3.1).
 
 Shape letters: B batch, G patches per side, P = G * G patches, R points per patch side.
 """

@@ -4,7 +4,8 @@ A picture becomes SigLIP patch features plus an Ego3D term, a linear projection 
 language model, and Gemma 2 continues the prompt with action tokens whose embeddings are a table of
 their own. Attribute names are the released ones, so released checkpoints load without key tables.
 
-Shape letters: B batch, T tokens, P patches, D hidden size, V vocabulary, S image side, L label rows.
+Shape letters: B batch, T tokens, P patches, D hidden size, V vocabulary, S image side, L
+label rows.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.lm_head
 
     def embed_tokens(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Embeddings as Gemma's first layer gets them: text rows and spatial rows, times sqrt(D)."""
+        """Embeddings as Gemma's first layer gets them: text or spatial rows, times sqrt(D)."""
         table = self.get_input_embeddings()
         if not self.config.use_spatial_token:
             return table(input_ids)

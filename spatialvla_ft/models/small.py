@@ -1,8 +1,8 @@
 """A small SpatialVLA from random weights: the same classes, other sizes.
 
 For the quickstart, for tests and for debugging a pipeline on a laptop. What differs from the
-released model is declared in the config: a convolutional stem, unit-RMS features before the sum with
-Ego3D, and a head whose action rows are the spatial table itself.
+released model is declared in the config: a convolutional stem, unit-RMS features before the sum
+with Ego3D, and a head whose action rows are the spatial table itself.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def small_model(
     Args:
         processor: decides on vocabulary, picture size and chunk.
         patch_size: side of a patch, pixels.
-        vision, text: fields of SiglipVisionConfig and Gemma2Config.
+        vision: fields of SiglipVisionConfig.
+        text: fields of Gemma2Config.
         seed: of the random weights.
         **config: further fields of `SpatialVLAConfig`.
     """
