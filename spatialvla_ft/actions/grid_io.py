@@ -103,6 +103,7 @@ def _check_counts(num_bins: Mapping[str, Any] | None, grid: ActionGrid) -> None:
 
 def save_grid(grid: ActionGrid, path: Path) -> None:
     """Write a grid.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(grid.to_dict(), indent=1) + "\n")
 
 

@@ -212,7 +212,10 @@ def _grid(dataset: Path, out: Path) -> tuple[str, ...]:
 
 def _train(recipe: str, output: Path, dataset: Path) -> tuple[str, ...]:
     where = (f"output={output}", f"data.datasets.0.path={dataset}")
-    return ("train", str(RECIPES / recipe), *where)
+    file = RECIPES / recipe
+    if file.is_relative_to(Path.cwd()):
+        file = file.relative_to(Path.cwd())
+    return ("train", str(file), *where)
 
 
 def _sim(

@@ -49,5 +49,5 @@ def scale_intrinsics(
 ) -> Float[Tensor, "*B 3 3"]:
     """K of the image after it was resized by (scale_x, scale_y): the first two rows scale."""
     factors = torch.tensor([scale_x, scale_y, 1.0], dtype=torch.float64)
-    scaled: Tensor = intrinsics.double() * factors[:, None]
-    return scaled.to(intrinsics.dtype)
+    scaled: Tensor = (intrinsics.double() * factors[:, None]).to(intrinsics.dtype)
+    return scaled

@@ -73,6 +73,7 @@ def save_grid_plot(
     path: Path, grid: ActionGrid, actions: Any = None, *, title: str = "Action grid"
 ) -> None:
     """`plot_grid` as a file; the suffix says the format (png, pdf, svg)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     plot_grid(grid, actions, title=title).savefig(path, dpi=110)
 
 
