@@ -41,7 +41,8 @@ def backproject(
     """
     uv1_N3 = torch.cat((uv, torch.ones_like(uv[:, :1])), dim=-1).float()
     rays_BN3 = uv1_N3 @ torch.linalg.inv(intrinsics.float()).transpose(-1, -2)
-    return rays_BN3 * depth.float().unsqueeze(-1)
+    points_BN3: Tensor = rays_BN3 * depth.float().unsqueeze(-1)
+    return points_BN3
 
 
 def scale_intrinsics(
@@ -49,5 +50,4 @@ def scale_intrinsics(
 ) -> Float[Tensor, "*B 3 3"]:
     """K of the image after it was resized by (scale_x, scale_y): the first two rows scale."""
     factors = torch.tensor([scale_x, scale_y, 1.0], dtype=torch.float64)
-    scaled: Tensor = (intrinsics.double() * factors[:, None]).to(intrinsics.dtype)
-    return scaled
+    return (intrinsics.double() * factors[:, None]).to(intrinsics.dtype)

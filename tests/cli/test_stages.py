@@ -1,0 +1,84 @@
+"""The stage runner: order, two at a time, failures with their log, resuming."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from spatialvla_ft.cli.quickstart import _stages
+from spatialvla_ft.cli.stages import Stage, StageError, StageRunner
+
+
+def run(folder, stages, **kwargs):
+    events = []
+    runner = StageRunner(folder, on_change=lambda s, t: events.append((s.name, t)), **kwargs)
+    runner.run(stages)
+    return events
+
+
+def test_a_stage_waits_for_what_it_needs(tmp_path):
+    stages = [
+        Stage("one", "help", ("--help",)),
+        Stage("two", "help", ("data", "--help"), ("one",)),
+    ]
+    events = run(tmp_path, stages)
+    assert [name for name, _ in events] == ["one", "one", "two", "two"]
+    rows = json.loads((tmp_path / "timings.json").read_text())
+    assert [row["command"] for row in rows] == ["spatialvla-ft --help", "spatialvla-ft data --help"]
+    assert "Usage" in (tmp_path / "logs" / "two.log").read_text()
+
+
+def test_independent_stages_overlap_but_not_more_than_allowed(tmp_path):
+    stages = [Stage(f"s{i}", "help", ("--help",)) for i in range(4)]
+    running, most = 0, 0
+
+    def count(stage, seconds):
+        nonlocal running, most
+        running += 1 if seconds is None else -1
+        most = max(most, running)
+
+    StageRunner(tmp_path, parallel=2, on_change=count).run(stages)
+    assert most == 2
+
+
+def test_a_failing_stage_names_its_command_and_shows_its_log(tmp_path):
+    stages = [Stage("bad", "fails", ("train", "nowhere.yaml"))]
+    with pytest.raises(StageError, match="train nowhere.yaml") as caught:
+        run(tmp_path, stages)
+    assert "does not exist" in str(caught.value)
+    assert not (tmp_path / "timings.json").exists()
+
+
+def test_the_others_are_stopped_when_one_fails(tmp_path):
+    slow = Stage("slow", "never ends", ("eval", "sim", "--robot", "robot_a", "--episodes", "5000",
+                                        "--policy", "no-motion"))  # fmt: skip
+    stages = [slow, Stage("bad", "fails", ("train", "nowhere.yaml"))]
+    began = time.monotonic()
+    with pytest.raises(StageError):
+        run(tmp_path, stages)
+    assert time.monotonic() - began < 60
+
+
+def test_finished_stages_are_kept_and_changed_ones_repeated(tmp_path):
+    first = [Stage("one", "", ("--help",)), Stage("two", "", ("data", "--help"), ("one",))]
+    run(tmp_path, first)
+    assert run(tmp_path, first) == []
+    changed = [Stage("one", "", ("grids", "--help")), first[1]]
+    assert [name for name, _ in run(tmp_path, changed)] == ["one", "one", "two", "two"]
+
+
+def test_the_quickstart_is_a_graph_whose_commands_exist(tmp_path):
+    from spatialvla_ft.cli.main import app
+
+    groups = {g.name: {c.name for c in g.typer_instance.registered_commands}
+              for g in app.registered_groups}  # fmt: skip
+    top = {c.name for c in app.registered_commands}
+    stages = _stages(tmp_path)
+    seen = set()
+    for stage in stages:
+        assert set(stage.needs) <= seen, stage.name
+        seen.add(stage.name)
+        first, second = stage.arguments[:2]
+        assert first in top or second in groups[first], stage.command
