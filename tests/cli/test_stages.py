@@ -45,7 +45,7 @@ def test_independent_stages_overlap_but_not_more_than_allowed(tmp_path):
 
 def test_a_failing_stage_names_its_command_and_shows_its_log(tmp_path):
     stages = [Stage("bad", "fails", ("train", "nowhere.yaml"))]
-    with pytest.raises(StageError, match="train nowhere.yaml") as caught:
+    with pytest.raises(StageError, match=r"train nowhere\.yaml") as caught:
         run(tmp_path, stages)
     assert "does not exist" in str(caught.value)
     assert not (tmp_path / "timings.json").exists()
