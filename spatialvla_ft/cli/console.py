@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from spatialvla_ft.training.build import Run
@@ -20,7 +21,8 @@ def fail_with(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        console = Console(stderr=True, soft_wrap=True)
+        console.print("[bold red]error:[/]", Text(str(error)), highlight=False)
         raise typer.Exit(1) from error
 
 

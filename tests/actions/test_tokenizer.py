@@ -99,7 +99,7 @@ def test_decode_refuses(ids, message):
 
 
 def test_wrong_number_of_tokens(released):
-    with pytest.raises(ValueError, match=r"8194 action tokens .* needs 38; .*grids resize"):
+    with pytest.raises(ValueError, match=r"8194 action tokens .* needs 38; .*grids fit --bins"):
         SpatialActionTokenizer(released, ActionGrid.uniform(bins=BINS))
     short = small(*[f"<ACTION{i:05d}>" for i in range(30)])
     with pytest.raises(ValueError, match="first one missing is <ACTION00030>"):

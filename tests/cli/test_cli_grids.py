@@ -119,6 +119,14 @@ def test_plot(file, tmp_path, golden_checkpoint):
     assert picture.stat().st_size > 10_000
 
 
+def test_a_new_folder_is_made_for_the_results(file, tmp_path):
+    grid, picture = tmp_path / "new" / "grid.json", tmp_path / "newer" / "grid.png"
+    result = call("fit", str(file), "--out", str(grid), "--plot", str(picture))
+    assert result.exit_code == 0, result.output
+    assert grid.is_file()
+    assert picture.is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -127,7 +135,6 @@ def test_plot(file, tmp_path, golden_checkpoint):
         (("fit", "FILE", "--bins", "16,32"), "bins needs 7 counts"),
         (("fit", "FILE", "--bins", "many"), "--bins is 'many'"),
         (("fit", "FILE", "--kind", "uniform", "--min-sigma", "1"), "fits no Gaussian"),
-        (("fit", "FILE", "--out", "no/such/dir/grid.json"), "No such file"),
         (("fit", "RAW"), "actions[0, 1] (y) is 3, outside [-1, 1]; a file must hold NORMALISED"),
         (("fit", "WIDE"), "must have shape (n, 7)"),
         (("fit", "NPZ"), "none called 'actions'"),
