@@ -80,6 +80,9 @@ class SpatialVLAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the sub-configurations and refuse sizes that cannot work together."""
+        if self.text_config is None:  # transformers compares a config with the default one
+            end = self.action_token_begin_idx + self.spatial_token_num
+            self.text_config = {"vocab_size": end, "tie_word_embeddings": False}
         self.text_config = _build(Gemma2Config, self.text_config)
         self.vision_config = _build(SiglipVisionConfig, self.vision_config, vision_use_head=False)
         needs_zoe = self.use_vision_zoe or self.vision_zoe_config is not None
