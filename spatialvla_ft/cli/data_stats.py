@@ -46,7 +46,7 @@ def stats(
         table.add_column(heading, justify="right", no_wrap=True)
     space = dataset.action_space
     for i, (name, unit) in enumerate(zip(space.names, space.units, strict=True)):
-        values = [f"{getattr(found, field)[i]:.4g}" for field in fields]
+        values = [f"{getattr(found, field)[i]:.3g}" for field in fields]
         label = f"{name}, {unit}" if len(unit) < 5 else name
         remark = "constant" if found.constant[i] else "q01 = q99" if found.degenerate[i] else ""
         table.add_row(label, *values, "yes" if found.mask[i] else "no", remark)

@@ -39,9 +39,10 @@ def backproject(
         depth: metres along the optical axis.
         intrinsics: K of each image, in pixels of the image that `uv` refers to.
     """
-    uv1_N3 = torch.cat((uv, torch.ones_like(uv[:, :1])), dim=-1).float()
-    rays_BN3 = uv1_N3 @ torch.linalg.inv(intrinsics.float()).transpose(-1, -2)
-    points_BN3: Tensor = rays_BN3 * depth.float().unsqueeze(-1)
+    with torch.autocast(depth.device.type, enabled=False):  # mixed precision stops here
+        uv1_N3 = torch.cat((uv, torch.ones_like(uv[:, :1])), dim=-1).float()
+        rays_BN3 = uv1_N3 @ torch.linalg.inv(intrinsics.float()).transpose(-1, -2)
+        points_BN3: Tensor = rays_BN3 * depth.float().unsqueeze(-1)
     return points_BN3
 
 

@@ -81,7 +81,7 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
     existing = checkpoints.all_checkpoints(folder) if resume else []
     begin = checkpoints.step_of(existing[-1]) if existing else 0
     accelerator = Accelerator(
-        mixed_precision=cfg.precision,
+        mixed_precision="no" if cfg.precision == "float32" else cfg.precision,
         gradient_accumulation_steps=cfg.gradient_accumulation,
         log_with=make_trackers(cfg.trackers, output, begin),
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output)),

@@ -124,7 +124,7 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["float32", "bf16"] = "float32"
     freeze: list[str] = Field(default_factory=list)
     """Parameter names, or their beginnings, that stay as they are (full training only)."""
     log_every: int = Field(10, ge=1)

@@ -44,6 +44,14 @@ def test_float32_whatever_comes_in():
     assert exact.dtype == torch.float32
 
 
+def test_mixed_precision_does_not_reach_geometry():
+    uv = cell_centres(224, 7.0)
+    depth, Ks = torch.full((1, len(uv)), 1.7), torch.as_tensor(K)[None]
+    exact = backproject(uv, depth, Ks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(backproject(uv, depth, Ks), exact)
+
+
 def test_a_resized_camera_sees_the_same_point_at_the_scaled_pixel():
     scaled = scale_intrinsics(torch.as_tensor(K), 224 / 640, 224 / 480).numpy()
     point = np.array([0.2, -0.1, 1.7])
