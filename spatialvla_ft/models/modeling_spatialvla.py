@@ -33,6 +33,7 @@ from ..depth.zoe import PerImageMetricHeads, PerImageZoeDepth, estimate_depth
 from .configuration_spatialvla import SpatialVLAConfig
 from .decoding import greedy_actions
 from .ego3d import Ego3DPositionEmbedding, patch_points
+from .generation import PrefixGeneration
 from .masks import attention_masks, suffix_from_ids
 from .released import fill_from_processor_config
 from .stem import ConvStem
@@ -77,7 +78,7 @@ class MultiModalProjector(nn.Module):
         return self.linear(features)
 
 
-class SpatialVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class SpatialVLAForConditionalGeneration(PrefixGeneration, PreTrainedModel, GenerationMixin):
     """Picture, instruction and camera in; action tokens out."""
 
     config_class = SpatialVLAConfig
@@ -458,55 +459,6 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             Absolute token ids; `processor.decode_actions` turns them into robot actions.
         """
         return greedy_actions(self, inputs)
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Inputs of one step of `generate`: the picture goes in with the prompt only."""
-        cache = kwargs.get("past_key_values")
-        first = cache is None or cache.get_seq_length() == 0
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        for name in ("pixel_values", "intrinsics", "depth"):
-            if not first:
-                inputs.pop(name, None)
-            elif kwargs.get(name) is not None:
-                inputs[name] = kwargs[name]
-        if inputs.get("position_ids") is not None:
-            inputs["position_ids"] = inputs["position_ids"] + 1
-        return inputs
-
-    @staticmethod
-    def create_masks_for_generate(
-        config: SpatialVLAConfig,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        past_key_values: Cache | None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Masks of one step of `generate` with a static cache."""
-        first = past_key_values is None or past_key_values.get_seq_length() == 0
-        if first and token_type_ids is None:
-            token_type_ids = torch.zeros(
-                inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device
-            )
-        return attention_masks(
-            config,
-            inputs_embeds,
-            attention_mask,
-            token_type_ids if first else None,
-            past_key_values,
-        )
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        types = model_kwargs.get("token_type_ids")
-        updated = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, *args, **kwargs
-        )
-        if types is not None:
-            updated["token_type_ids"] = torch.cat((types, types.new_ones(types.shape[0], 1)), -1)
-        return updated
 
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
