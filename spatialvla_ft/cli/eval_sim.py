@@ -77,7 +77,7 @@ def sim(
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(content, indent=1) + "\n")
     if as_json:
-        short = [{k: v for k, v in c.items() if k != "results"} for c in content]
+        short = [{k: v for k, v in c.items() if k not in ("results", "traces")} for c in content]
         typer.echo(json.dumps(short))
         return
     table = Table("task", "policy", "success", "95 % interval", "wrong object", "mean steps")

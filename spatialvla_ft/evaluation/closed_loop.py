@@ -66,9 +66,9 @@ def view_of(batch: Batch, camera: str) -> View:
     return View(
         episodes=tuple(int(seed) for seed in batch.seeds),
         fresh=batch.steps == 0,
-        images=batch.images[camera],
+        images=batch.images.get(camera),
         depth=batch.depth.get(camera),
-        intrinsics=batch.intrinsics[camera],
+        intrinsics=batch.intrinsics.get(camera),
         gripper=batch.state[:, 6],
         instructions=batch.instructions,
     )
@@ -106,7 +106,7 @@ def run_closed_loop(
         workers=workers,
         parallel=parallel,
         image_size=image_size,
-        cameras=(camera,),
+        cameras=(camera,) if policy.looks else (),
         camera_mode=camera_mode,
         distractors=distractors,
     )

@@ -21,26 +21,27 @@ class View:
     Attributes:
         episodes: (B,) identifies each episode from step to step.
         fresh: (B,) True right after a reset.
-        images: RGB.
+        images: RGB; None for a policy that does not look.
         depth: metres, 0 where unknown; None without a sensor.
-        intrinsics: K of these pictures.
+        intrinsics: K of these pictures; None for a policy that does not look.
         gripper: (B,) opening, 1 open to 0 closed.
         instructions: one per episode.
     """
 
     episodes: tuple[int, ...]
     fresh: Bool[np.ndarray, " B"]
-    images: UInt8[np.ndarray, "B H W 3"]
+    images: UInt8[np.ndarray, "B H W 3"] | None
     depth: Float32[np.ndarray, "B H W"] | None
-    intrinsics: Float64[np.ndarray, "B 3 3"]
+    intrinsics: Float64[np.ndarray, "B 3 3"] | None
     gripper: Float32[np.ndarray, " B"]
     instructions: tuple[str, ...]
 
 
 class Policy(Protocol):
-    """Views to robot actions."""
+    """Views to robot actions; `looks` is False where pictures need not be rendered."""
 
     name: str
+    looks: bool
 
     def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
         """One action per episode, in the robot's units."""
@@ -51,6 +52,7 @@ class NoMotion:
     """Stays where it is and holds the gripper."""
 
     name = "no motion"
+    looks = False
 
     def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
         """Zeros, and the gripper as it is."""
@@ -63,6 +65,7 @@ class MeanAction:
     """Always does the demonstrations' mean action."""
 
     name = "mean action"
+    looks = False
 
     def __init__(self, mean: Float64[np.ndarray, " 7"]) -> None:
         self.mean = np.asarray(mean, np.float64)
@@ -82,6 +85,8 @@ class ModelPolicy:
         execute: actions of a chunk that are executed before the next prediction; None for all.
         name: in reports.
     """
+
+    looks = True
 
     def __init__(
         self,

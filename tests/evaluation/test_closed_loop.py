@@ -59,6 +59,7 @@ class FakePool:
 
 class Counting:
     name = "counting"
+    looks = True
 
     def __init__(self):
         self.views = []
