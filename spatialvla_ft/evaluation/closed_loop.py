@@ -61,14 +61,14 @@ class ClosedLoop:
         }
 
 
-def view_of(batch: Batch, camera: str) -> View:
-    """What a policy sees of a batch of simulated episodes, through one of its cameras."""
+def view_of(batch: Batch, camera: str | None) -> View:
+    """What a policy sees of a batch of simulated episodes, through a camera; None shows no picture."""
     return View(
         episodes=tuple(int(seed) for seed in batch.seeds),
         fresh=batch.steps == 0,
-        images=batch.images.get(camera),
-        depth=batch.depth.get(camera),
-        intrinsics=batch.intrinsics.get(camera),
+        images=None if camera is None else batch.images[camera],
+        depth=None if camera is None else batch.depth.get(camera),
+        intrinsics=None if camera is None else batch.intrinsics[camera],
         gripper=batch.state[:, 6],
         instructions=batch.instructions,
     )
@@ -99,6 +99,7 @@ def run_closed_loop(
         "camera_mode": camera_mode,
         "distractors": distractors,
     }
+    seen = camera if policy.looks else None
     pool = SimPool(
         robot,
         task,
@@ -106,7 +107,7 @@ def run_closed_loop(
         workers=workers,
         parallel=parallel,
         image_size=image_size,
-        cameras=(camera,) if policy.looks else (),
+        cameras=() if seen is None else (seen,),
         camera_mode=camera_mode,
         distractors=distractors,
     )
@@ -114,7 +115,7 @@ def run_closed_loop(
     with pool:
         while not pool.done:
             batch = pool.observe()
-            actions = policy.act(view_of(batch, camera))
+            actions = policy.act(view_of(batch, seen))
             for seed, action in zip(batch.seeds.tolist(), actions, strict=True):
                 if seed in traces:
                     traces[seed].append(action.tolist())

@@ -104,6 +104,7 @@ def test_a_view_is_one_camera_of_the_batch():
     np.testing.assert_allclose(view.gripper, 0.9)
     with pytest.raises(KeyError, match="wrist"):
         view_of(batch_of([8], 0), "wrist")
+    assert view_of(batch_of([8], 0), None).images is None
 
 
 def test_two_episodes_in_simulation_without_motion():
