@@ -62,7 +62,7 @@ class ClosedLoop:
 
 
 def view_of(batch: Batch, camera: str | None) -> View:
-    """What a policy sees of a batch of simulated episodes, through a camera; None shows no picture."""
+    """What a policy sees of a batch of episodes, through a camera; None shows no picture."""
     return View(
         episodes=tuple(int(seed) for seed in batch.seeds),
         fresh=batch.steps == 0,
