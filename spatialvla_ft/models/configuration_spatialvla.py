@@ -30,7 +30,8 @@ class SpatialVLAConfig(PreTrainedConfig):
 
     Added fields:
         action_chunk_size: actions per prediction (released checkpoints keep it in the processor).
-        action_token_counts: tokens of each type: translation, rotation, gripper.
+        action_token_counts: tokens of each slot of an action, in order: translation, rotation and
+            gripper of one arm; six numbers for two arms.
         prefix_mask: "bidirectional" lets image and prompt see each other whole, "causal" does not.
         compatibility: "ours", or "released" to restore released numbers that are known to be wrong:
             pads visible in training, one depth domain per batch, geometry in the model's dtype.
@@ -70,7 +71,7 @@ class SpatialVLAConfig(PreTrainedConfig):
     eos_token_id: int | None = 1
 
     action_chunk_size: int | None = None
-    action_token_counts: tuple[int, int, int] | list[int] | None = None
+    action_token_counts: tuple[int, ...] | list[int] | None = None
     prefix_mask: Literal["bidirectional", "causal"] = "bidirectional"
     compatibility: Literal["ours", "released"] = "ours"
     depth_source: Literal["zoe", "sensor"] = "zoe"
@@ -129,10 +130,13 @@ class SpatialVLAConfig(PreTrainedConfig):
                 f"{patch}; Ego3D needs patches that tile the image"
             )
         counts = self.action_token_counts
-        if counts is not None and (len(counts) != 3 or sum(counts) != self.spatial_token_num):
+        if counts is not None and (
+            not counts or min(counts) < 1 or sum(counts) != self.spatial_token_num
+        ):
             raise ValueError(
-                f"action_token_counts {list(counts)} must be three numbers (translation, rotation, "
-                f"gripper) that add up to spatial_token_num {self.spatial_token_num}"
+                f"action_token_counts {list(counts)} must be positive numbers, one per token of an "
+                "action (translation, rotation, gripper of one arm), that add up to "
+                f"spatial_token_num {self.spatial_token_num}"
             )
         end = self.action_token_begin_idx + self.spatial_token_num
         if end > self.text_config.vocab_size:

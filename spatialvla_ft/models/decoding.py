@@ -1,11 +1,12 @@
 """Constrained greedy decoding: translation, rotation, gripper, again and again.
 
-Each step looks only at the head's rows of its token type, so an action can never hold a token of
-another type, and exactly 3 x chunk tokens come out.
+Each step looks only at the head's rows of its slot, so an action can never hold a token of another
+type, and exactly slots x chunk tokens come out (one arm has three slots, two arms have six).
 """
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,23 +20,26 @@ if TYPE_CHECKING:
     from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 
-def type_slices(config: SpatialVLAConfig) -> tuple[slice, slice, slice]:
-    """Rows of translation, rotation and gripper tokens, counted from the first action token."""
+def type_slices(config: SpatialVLAConfig) -> tuple[slice, ...]:
+    """Rows of each slot's tokens, in the order of an action, counted from the first action token.
+
+    One arm has three slots: translation, rotation, gripper. Their number is the number of tokens
+    per action.
+    """
     if config.action_token_counts is None:
         raise ValueError(
             f"the config does not say how its {config.spatial_token_num} action tokens divide into "
-            "translation, rotation and gripper; set action_token_counts"
+            "slots, such as translation, rotation and gripper; set action_token_counts"
         )
-    translation, rotation, gripper = config.action_token_counts
-    ends = (translation, translation + rotation, translation + rotation + gripper)
-    return slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2])
+    ends = list(accumulate(config.action_token_counts, initial=0))
+    return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
 
 @torch.no_grad()
 def greedy_actions(
     model: SpatialVLAForConditionalGeneration, inputs: dict[str, Tensor]
 ) -> Int[Tensor, "B N"]:
-    """Absolute ids of the most likely tokens, N = 3 * action_chunk_size.
+    """Absolute ids of the most likely tokens, N = slots * action_chunk_size.
 
     Args:
         model: in evaluation mode.
@@ -57,9 +61,9 @@ def greedy_actions(
     step = {**inputs, "attention_mask": attention_mask}
     step.pop("actions", None)
     ids: list[Tensor] = []
-    for t in range(3 * config.action_chunk_size):
+    for t in range(len(slices) * config.action_chunk_size):
         hidden = model.last_hidden(**step, past_key_values=cache)
-        rows = slices[t % 3]
+        rows = slices[t % len(slices)]
         logits = model.soft_cap(F.linear(hidden, model.head_rows(rows)))
         token = logits.argmax(-1, keepdim=True) + rows.start + config.action_token_begin_idx
         ids.append(token)
