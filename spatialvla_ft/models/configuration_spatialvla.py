@@ -41,6 +41,9 @@ class SpatialVLAConfig(PreTrainedConfig):
             learns from few pictures when nothing is pre-trained.
         ego3d_rms_norm: normalise visual features and Ego3D term to unit RMS before their sum.
         tie_action_head: the head's rows of action tokens are the spatial table itself.
+        num_cameras: pictures per step; the first camera's frame is the reference for Ego3D.
+        observation_window: steps that are seen, the present one included.
+        proprio_dim: numbers of proprioception per step, as one token; None for none.
     """
 
     model_type = "spatialvla"
@@ -78,6 +81,9 @@ class SpatialVLAConfig(PreTrainedConfig):
     vision_stem: Literal["patch", "conv"] = "patch"
     ego3d_rms_norm: bool = False
     tie_action_head: bool = False
+    num_cameras: int = 1
+    observation_window: int = 1
+    proprio_dim: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the sub-configurations and refuse sizes that cannot work together."""
@@ -113,6 +119,16 @@ class SpatialVLAConfig(PreTrainedConfig):
         """Visual tokens per image."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
+    @property
+    def num_views(self) -> int:
+        """Pictures per prompt: steps of the window times cameras."""
+        return self.num_cameras * self.observation_window
+
+    @property
+    def observes_more(self) -> bool:
+        """Whether a prompt holds more than the one picture of the released model."""
+        return self.num_views > 1 or self.proprio_dim is not None
+
     def check(self) -> None:
         """ValueError on sizes that cannot work together; overrides at loading come after init."""
         if self.depth_source == "sensor":
@@ -138,6 +154,11 @@ class SpatialVLAConfig(PreTrainedConfig):
                 "action (translation, rotation, gripper of one arm), that add up to "
                 f"spatial_token_num {self.spatial_token_num}"
             )
+        least = {"num_cameras": 1, "observation_window": 1, "proprio_dim": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name} is {value}; it must be at least {low}")
         end = self.action_token_begin_idx + self.spatial_token_num
         if end > self.text_config.vocab_size:
             raise ValueError(

@@ -65,6 +65,22 @@ def patch_points(
     return xyz.reshape(-1, grid * grid, 3 * reso * reso)
 
 
+def in_reference_frame(
+    points: Float[Tensor, "B P C"], poses: Float[Tensor, "B 4 4"]
+) -> Float[Tensor, "B P C"]:
+    """Patch points of each view in the reference camera's frame, metres, float32.
+
+    Args:
+        points: as `patch_points` gives them, in each camera's own frame.
+        poses: camera to reference frame; the identity keeps a view in its own.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        xyz = points.float().unflatten(-1, (-1, 3))
+        poses = poses.float()
+        turned = torch.einsum("bij,bpkj->bpki", poses[:, :3, :3], xyz)
+        return (turned + poses[:, None, None, :3, 3]).flatten(-2)
+
+
 class Ego3DPositionEmbedding(nn.Module):
     """Frequency encoding of patch points, then Linear, LayerNorm, ReLU, Linear."""
 

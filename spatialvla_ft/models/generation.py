@@ -16,6 +16,9 @@ from transformers.utils import ModelOutput
 from .configuration_spatialvla import SpatialVLAConfig
 from .masks import attention_masks
 
+OBSERVATION_INPUTS = ("pixel_values", "intrinsics", "depth", "camera_poses", "proprio")
+"""What goes in with the prompt, and never again."""
+
 
 class PrefixGeneration(GenerationMixin):
     """The prompt with its picture is a prefix; every generated token is suffix."""
@@ -25,7 +28,7 @@ class PrefixGeneration(GenerationMixin):
         cache = kwargs.get("past_key_values")
         first = cache is None or cache.get_seq_length() == 0
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        for name in ("pixel_values", "intrinsics", "depth"):
+        for name in OBSERVATION_INPUTS:
             if not first:
                 inputs.pop(name, None)
             elif kwargs.get(name) is not None:

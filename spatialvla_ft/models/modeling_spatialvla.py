@@ -4,8 +4,8 @@ A picture becomes SigLIP patch features plus an Ego3D term, a linear projection 
 language model, and Gemma 2 continues the prompt with action tokens whose embeddings are a table of
 their own. Attribute names are the released ones, so released checkpoints load without key tables.
 
-Shape letters: B batch, T tokens, P patches, D hidden size, V vocabulary, S image side, L
-label rows.
+Shape letters: B batch, T tokens, N views (cameras times steps; the released model has one and no
+such axis), P patches, D hidden size, V vocabulary, S image side, L label rows.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..depth.zoe import PerImageMetricHeads, PerImageZoeDepth, estimate_depth
+from ..depth.zoe import PerImageMetricHeads, PerImageZoeDepth
 from .configuration_spatialvla import SpatialVLAConfig
 from .decoding import greedy_actions
-from .ego3d import Ego3DPositionEmbedding, patch_points
+from .ego3d import Ego3DPositionEmbedding
 from .generation import PrefixGeneration
 from .loading import SDPA_REFUSED, CheckpointLoading
 from .masks import attention_masks, suffix_from_ids
+from .observation import ObservationTokens
 from .stem import ConvStem
+from .vision import SpatialVision
 
 
 @dataclass
@@ -73,7 +75,7 @@ class MultiModalProjector(nn.Module):
 
 
 class SpatialVLAForConditionalGeneration(
-    CheckpointLoading, PrefixGeneration, PreTrainedModel, GenerationMixin
+    CheckpointLoading, SpatialVision, PrefixGeneration, PreTrainedModel, GenerationMixin
 ):
     """Picture, instruction and camera in; action tokens out."""
 
@@ -123,7 +125,18 @@ class SpatialVLAForConditionalGeneration(
                 self._keys_to_ignore_on_load_unexpected += [r"^position_embedding_3d\."]
         if config.use_spatial_token:
             self.spatial_embed_tokens = nn.Embedding(config.spatial_token_num, text.hidden_size)
+        if config.observes_more:
+            self.observation_tokens = ObservationTokens(
+                config.num_cameras, config.observation_window, config.proprio_dim, text.hidden_size
+            )
+            # A base that learnt from one picture has none of these; they start at zero.
+            self._keys_to_ignore_on_load_missing = [r"^observation_tokens\."]
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ObservationTokens) and hasattr(module, "view_embedding"):
+            nn.init.zeros_(module.view_embedding)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -179,70 +192,16 @@ class SpatialVLAForConditionalGeneration(
         rows = (weight[:begin], self.spatial_embed_tokens.weight, weight[begin + count :])
         return self.soft_cap(F.linear(hidden, torch.cat(rows)))
 
-    # ---------------------------------------------------------------- vision
-
-    def get_image_features(
-        self,
-        pixel_values: Float[Tensor, "B 3 S S"],
-        intrinsics: Float[Tensor, "B 3 3"] | None = None,
-        depth: Float[Tensor, "B S S"] | None = None,
-        debug: dict[str, Tensor] | None = None,
-    ) -> Float[Tensor, "B P D"]:
-        """Visual features plus Ego3D, projected.
-
-        Args:
-            pixel_values: RGB in [0, 1].
-            intrinsics: K in pixels of exactly this picture; needed where Ego3D is on.
-            depth: metres, 0 or NaN where unknown; None estimates it with ZoeDepth.
-            debug: collects intermediate tensors when given.
-        """
-        patch_weight = self.vision_tower.embeddings.patch_embedding.weight
-        normalised = ((pixel_values.float() - 0.5) / 0.5).to(patch_weight.dtype)
-        features = self.vision_tower(normalised).last_hidden_state
-        if debug is not None:
-            debug["vision"] = features
-        if self.config.use_vision_zoe:
-            depth = self.depth_of(pixel_values) if depth is None else depth
-            if intrinsics is None:
-                raise ValueError(
-                    "Ego3D needs the camera's intrinsics: pass intrinsics (B, 3, 3), in pixels of "
-                    "the model's input picture, as the processor returns them"
-                )
-            vision = self.config.vision_config
-            points = patch_points(
-                depth,
-                intrinsics,
-                vision.image_size,
-                vision.patch_size,
-                self.config.ego3d_patch_reso,
-            )
-            ego3d = self.position_embedding_3d(points)
-            if debug is not None:
-                debug.update(depth=depth, xyz=points, ego3d=ego3d)
-            if self.config.ego3d_rms_norm:
-                features = _unit_rms(features) + _unit_rms(ego3d)
-            else:
-                features = features + ego3d
-        return self.multi_modal_projector(features)
-
-    def depth_of(self, pixel_values: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B S S"]:
-        """Depth in metres, estimated from the picture by this checkpoint's own ZoeDepth."""
-        if self.config.vision_zoe_config is None:
-            raise ValueError(
-                "this checkpoint has no depth estimator (depth_source 'sensor'): pass depth (B, "
-                f"{self.config.vision_config.image_size}, {self.config.vision_config.image_size}) "
-                "in metres with every picture"
-            )
-        return estimate_depth(self.vision_zoe_model, pixel_values)
-
     # ---------------------------------------------------------------- forward
 
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
-        pixel_values: Float[Tensor, "B 3 S S"] | None = None,
-        intrinsics: Float[Tensor, "B 3 3"] | None = None,
-        depth: Float[Tensor, "B S S"] | None = None,
+        pixel_values: Float[Tensor, "B 3 S S"] | Float[Tensor, "B N 3 S S"] | None = None,
+        intrinsics: Float[Tensor, "B 3 3"] | Float[Tensor, "B N 3 3"] | None = None,
+        depth: Float[Tensor, "B S S"] | Float[Tensor, "B N S S"] | None = None,
+        camera_poses: Float[Tensor, "B N 4 4"] | None = None,
+        proprio: Float[Tensor, "B W K"] | None = None,
         attention_mask: Int[Tensor, "B T"] | None = None,
         token_type_ids: Int[Tensor, "B T"] | None = None,
         position_ids: Int[Tensor, "B T"] | None = None,
@@ -261,6 +220,8 @@ class SpatialVLAForConditionalGeneration(
             pixel_values: RGB in [0, 1]; given with the prompt, not with later decoding steps.
             intrinsics: K in pixels of the S x S picture.
             depth: metres; None estimates it.
+            camera_poses: camera to the reference camera's frame, metres.
+            proprio: normalised proprioception of every step.
             attention_mask: 1 for real tokens, 0 for pads, over past and present.
             token_type_ids: 0 prefix, 1 suffix; read off the ids when not given.
             position_ids: counted from 1 over real tokens when not given.
@@ -279,6 +240,8 @@ class SpatialVLAForConditionalGeneration(
             pixel_values=pixel_values,
             intrinsics=intrinsics,
             depth=depth,
+            camera_poses=camera_poses,
+            proprio=proprio,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
@@ -311,6 +274,8 @@ class SpatialVLAForConditionalGeneration(
         pixel_values: Tensor | None = None,
         intrinsics: Tensor | None = None,
         depth: Tensor | None = None,
+        camera_poses: Tensor | None = None,
+        proprio: Tensor | None = None,
         attention_mask: Tensor | dict | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -326,7 +291,9 @@ class SpatialVLAForConditionalGeneration(
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
             if pixel_values is not None:
-                image_features = self.get_image_features(pixel_values, intrinsics, depth, debug)
+                image_features = self.get_image_features(
+                    pixel_values, intrinsics, depth, camera_poses, proprio, debug
+                )
                 inputs_embeds = self._merge(input_ids, inputs_embeds, image_features)
         if debug is not None:
             scale = self._embed_scale(inputs_embeds)
@@ -363,7 +330,7 @@ class SpatialVLAForConditionalGeneration(
         have, need = int(is_image.sum()), features.shape[0] * features.shape[1]
         if have != need:
             raise ValueError(
-                f"the prompt holds {have} <image> tokens, the pictures make {need} features "
+                f"the prompt holds {have} <image> tokens, the observations make {need} features "
                 f"({features.shape[0]} x {features.shape[1]}); build the inputs with the processor"
             )
         return embeds.masked_scatter(is_image.unsqueeze(-1), features.to(embeds.dtype))
@@ -403,10 +370,6 @@ class SpatialVLAForConditionalGeneration(
             Absolute token ids; `processor.decode_actions` turns them into robot actions.
         """
         return greedy_actions(self, inputs)
-
-
-def _unit_rms(x: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:])
 
 
 def _positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:

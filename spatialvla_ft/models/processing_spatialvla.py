@@ -23,10 +23,20 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from ..actions.grid import ActionGrid
 from ..actions.grid_io import from_processor_config, to_processor_config
-from ..actions.normalise import ActionStatistics, unnormalise
+from ..actions.normalise import ActionStatistics, normalise, unnormalise
 from ..actions.tokenizer import SpatialActionTokenizer
-from .camera_inputs import image_sides, square_depth, square_intrinsics
+from .camera_inputs import (
+    image_sides,
+    known_intrinsics,
+    per_item,
+    per_view,
+    prompts_of_views,
+    relative_poses,
+    square_depth,
+    square_intrinsics,
+)
 from .configuration_spatialvla import SpatialVLAConfig
+from .observation import ObservationLayout
 from .released import read_processor_config
 
 logger = logging.getLogger(__name__)
@@ -46,6 +56,7 @@ class SpatialVLAProcessor(ProcessorMixin):
         statistics: {dataset: {"action": {q01, q99, mask, ...}, ...}}.
         intrinsic_config: {dataset: {"intrinsic": 3 x 3, "height", "width"}}.
         action_chunk_size: actions per prediction.
+        layout: cameras, window and proprioception that make one prompt.
     """
 
     def __init__(
@@ -57,6 +68,7 @@ class SpatialVLAProcessor(ProcessorMixin):
         statistics: dict[str, Any] | None = None,
         intrinsic_config: dict[str, Any] | None = None,
         action_chunk_size: int = 4,
+        layout: ObservationLayout | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
         self.image_processor = image_processor
@@ -65,6 +77,7 @@ class SpatialVLAProcessor(ProcessorMixin):
         self.statistics = statistics or {}
         self.intrinsic_config = intrinsic_config or {}
         self.action_chunk_size = int(action_chunk_size)
+        self.layout = layout or ObservationLayout()
         self.settings = settings or {}
         self.set_grid(grid)
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
@@ -99,19 +112,22 @@ class SpatialVLAProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
         image_processor = SiglipImageProcessorPil.from_pretrained(source, **hub)
         known = ("statistics", "intrinsic_config", "action_chunk_size")
-        own = (*known, "bin_policy", "action_config", "min_sigma", "image_processor")
+        own = (*known, "bin_policy", "action_config", "min_sigma", "image_processor", "observation")
         return cls(
             image_processor,
             tokenizer,
             grid=from_processor_config(saved),
+            layout=ObservationLayout.from_dict(saved.get("observation")),
             settings={k: v for k, v in saved.items() if k not in own},
             **{k: saved[k] for k in known if k in saved},
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What `processor_config.json` holds, in the released layout."""
+        observation = {} if self.layout.is_released else {"observation": self.layout.to_dict()}
         return {
             **copy.deepcopy(self.settings),
+            **observation,
             **to_processor_config(self.grid),
             "processor_class": type(self).__name__,
             "statistics": copy.deepcopy(self.statistics),
@@ -136,7 +152,8 @@ class SpatialVLAProcessor(ProcessorMixin):
         """Name what matters, not a thousand bin edges."""
         return (
             f"{type(self).__name__}(image_size={self.image_size}, grid={self.grid!r}, "
-            f"action_chunk_size={self.action_chunk_size}, datasets={sorted(self.statistics)})"
+            f"action_chunk_size={self.action_chunk_size}, layout={self.layout}, "
+            f"datasets={sorted(self.statistics)})"
         )
 
     # ---------------------------------------------------------------- inputs
@@ -151,65 +168,99 @@ class SpatialVLAProcessor(ProcessorMixin):
         depth: Any = None,
         return_tensors: str = "pt",
         *,
+        extrinsics: Any = None,
+        proprio: Any = None,
         assume_intrinsics: str | None = None,
         padding_side: str | None = None,
     ) -> BatchFeature:
-        """Model inputs for one picture or a batch of them.
+        """Model inputs for one prompt or a batch of them.
+
+        With more than one view (N = steps of the window times cameras) a prompt's pictures are a
+        list, oldest step first and the layout's cameras in order within it; K, depth and
+        extrinsics come in the same order.
 
         Args:
-            images: RGB as PIL, (H, W, 3) uint8 array or (3, H, W) tensor, or a list of these.
-            text: the instruction, or one per picture.
-            unnorm_key: dataset name(s), which select the intrinsics when none are given.
+            images: RGB as PIL, (H, W, 3) uint8 array or (3, H, W) tensor, or a list of these;
+                with N views a list of N, or a list of such lists.
+            text: the instruction, or one per prompt.
+            unnorm_key: dataset name(s), which select the intrinsics when none are given, and the
+                statistics of proprioception.
             suffix_actions: NORMALISED actions to learn, (T, 7) or (B, T, 7).
-            intrinsic: K in pixels of the picture as given, (3, 3) or one per picture.
-            depth: metres, registered to the picture, (H, W) or one per picture; 0 or NaN unknown.
+            intrinsic: K in pixels of the picture as given, (3, 3), one per picture or one per view.
+            depth: metres, registered to the picture, (H, W) per picture; 0 or NaN unknown.
             return_tensors: "pt", the only form the model takes.
+            extrinsics: camera to a frame that the views of a prompt share, (N, 4, 4) or
+                (B, N, 4, 4), metres; None or NaN where not known.
+            proprio: in the robot's units, (K,), (W, K) or (B, W, K), oldest step first.
             assume_intrinsics: name in `intrinsic_config` to use where the camera is not known.
             padding_side: "left" or "right"; by default left for prompts, right for training.
 
         Returns:
             input_ids, attention_mask, token_type_ids (B, T); pixel_values (B, 3, S, S) in [0, 1];
             intrinsics (B, 3, 3) for the S x S picture; depth (B, S, S) where given; labels (B, T)
-            and actions (B, T, 7) where suffix_actions are given.
+            and actions (B, T, 7) where suffix_actions are given. With N views those of the pictures
+            have a second axis N, and camera_poses (B, N, 4, 4) come where extrinsics are given;
+            proprio (B, W, K) where the layout has it.
         """
         if images is None or text is None:
             raise ValueError("the processor needs images and text")
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
-        batch = list(images) if _is_batch(images) else [images]
-        texts = [text] * len(batch) if isinstance(text, str) else list(text)
-        if len(texts) != len(batch):
-            raise ValueError(f"got {len(batch)} images and {len(texts)} texts; give one text each")
-        keys = _per_item(unnorm_key, len(batch), "unnorm_key")
-        sides = [image_sides(image) for image in batch]
+        views = self.layout.num_views
+        prompts = prompts_of_views(images, views)
+        texts = [text] * len(prompts) if isinstance(text, str) else list(text)
+        if len(texts) != len(prompts):
+            raise ValueError(
+                f"got {len(prompts)} images and {len(texts)} texts; give each prompt one text"
+            )
+        keys = per_item(unnorm_key, len(prompts), "unnorm_key")
+        pictures = [picture for prompt in prompts for picture in prompt]
+        sides = [image_sides(picture) for picture in pictures]
 
-        pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
         data: dict[str, Tensor] = {
-            "pixel_values": pixels,
+            "pixel_values": self.image_processor(pictures, return_tensors="pt")["pixel_values"],
             "intrinsics": self._intrinsics(intrinsic, keys, sides, assume_intrinsics),
         }
         if depth is not None:
-            maps = _stack_of(depth, len(batch), 2, "depth")
+            maps = per_view(depth, len(prompts), views, "depth")
             data["depth"] = torch.stack(
                 [
                     square_depth(one, *side, self.image_size)
                     for one, side in zip(maps, sides, strict=True)
                 ]
             )
+        if views > 1:
+            data = {name: value.unflatten(0, (-1, views)) for name, value in data.items()}
+            if extrinsics is not None:
+                poses = per_view(extrinsics, len(prompts), views, "extrinsics")
+                reference = (self.layout.window - 1) * len(self.layout.cameras)
+                data["camera_poses"] = torch.stack(
+                    [
+                        relative_poses(poses[i : i + views], reference)
+                        for i in range(0, len(poses), views)
+                    ]
+                )
+        if self.layout.proprio_dim is not None:
+            data["proprio"] = self._proprio(proprio, keys)
         actions = None
         if suffix_actions is not None:
-            actions = _batched_actions(suffix_actions, len(batch))
+            actions = _batched_actions(suffix_actions, len(prompts))
             data["actions"] = torch.as_tensor(actions)
         side = padding_side or ("left" if actions is None else "right")
         data.update(self._sequences(texts, actions, side))
         return BatchFeature(data)
+
+    @property
+    def num_observation_tokens(self) -> int:
+        """`<image>` tokens at the beginning of every prompt."""
+        return self.layout.num_tokens(self.image_seq_length)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Ids of the prefix: image tokens, `<bos>`, the instruction and a newline."""
         words = self.tokenizer(
             f"{self.tokenizer.bos_token}{text}\n", add_special_tokens=False
         ).input_ids
-        return [self.image_token_id] * self.image_seq_length + list(words)
+        return [self.image_token_id] * self.num_observation_tokens + list(words)
 
     def _sequences(
         self, texts: list[str], actions: np.ndarray | None, side: str
@@ -246,40 +297,42 @@ class SpatialVLAProcessor(ProcessorMixin):
         keys: list[str | None],
         sides: list[tuple[int, int]],
         assumed: str | None,
-    ) -> Float[Tensor, "B 3 3"]:
+    ) -> Float[Tensor, "BN 3 3"]:
+        views = self.layout.num_views
         if intrinsic is not None:
-            matrices = _stack_of(intrinsic, len(sides), 2, "intrinsic")
-            return torch.stack(
-                [
-                    square_intrinsics(matrix, height, width, self.image_size)
-                    for matrix, (height, width) in zip(matrices, sides, strict=True)
-                ]
+            matrices = per_view(intrinsic, len(keys), views, "intrinsic")
+            known = [(K, *side) for K, side in zip(matrices, sides, strict=True)]
+        else:
+            known = [
+                known_intrinsics(self.intrinsic_config, key, camera, i == 0, assumed)
+                for key in keys
+                for _ in range(self.layout.window)
+                for i, camera in enumerate(self.layout.cameras)
+            ]
+        return torch.stack([square_intrinsics(*entry, self.image_size) for entry in known])
+
+    def _proprio(self, proprio: Any, keys: list[str | None]) -> Float[Tensor, "B W K"]:
+        shape = (len(keys), self.layout.window, self.layout.proprio_dim)
+        if proprio is None:
+            raise ValueError(
+                f"this checkpoint reads proprioception: pass proprio {shape[1:]} per prompt, in "
+                "the robot's units, oldest step first"
+            )
+        values = np.asarray(proprio.cpu() if isinstance(proprio, Tensor) else proprio, np.float64)
+        if values.size != np.prod(shape) or values.shape[-1] != shape[-1]:
+            raise ValueError(
+                f"proprio must be {shape} (prompts, steps, numbers), got {values.shape}"
             )
         rows = []
-        for key in keys:
-            entry = self.intrinsic_config.get(key if key is not None else "")
-            if entry is None and assumed is not None:
-                entry = self.intrinsic_config.get(assumed)
-                if entry is None:
-                    raise ValueError(
-                        f"assume_intrinsics={assumed!r} is not in intrinsic_config; it has "
-                        f"{sorted(self.intrinsic_config)}"
-                    )
-            if entry is None and key is None:
-                named = [name for name in self.intrinsic_config if name != "default"]
-                entry = self.intrinsic_config[named[0]] if len(named) == 1 else None
-            if entry is None:
+        for row, key in zip(values.reshape(shape), keys, strict=True):
+            name = self.choose_statistics(key)
+            if "proprio" not in self.statistics[name]:
                 raise ValueError(
-                    f"the camera's intrinsics are not known for dataset {key!r}. Pass "
-                    "intrinsic=K (3 x 3, pixels of this picture), or unnorm_key= one of "
-                    f"{sorted(self.intrinsic_config)}, or, if a guess will do, "
-                    "assume_intrinsics= one of these names"
+                    f"the statistics of {name!r} have no entry 'proprio', so that its numbers "
+                    "cannot be normalised; train with data.proprio: true, which writes it"
                 )
-            rows.append(
-                square_intrinsics(
-                    entry["intrinsic"], entry["height"], entry["width"], self.image_size
-                )
-            )
+            statistics = ActionStatistics.from_dict(self.statistics[name]["proprio"])
+            rows.append(torch.as_tensor(normalise(row, statistics)))
         return torch.stack(rows)
 
     # ---------------------------------------------------------------- outputs
@@ -305,7 +358,7 @@ class SpatialVLAProcessor(ProcessorMixin):
         normalised = self.action_tokenizer.decode(array.reshape(-1, 3))
         normalised = np.asarray(normalised).reshape(len(array), -1, 7)
         keys = [
-            self.choose_statistics(key) for key in _per_item(unnorm_key, len(array), "unnorm_key")
+            self.choose_statistics(key) for key in per_item(unnorm_key, len(array), "unnorm_key")
         ]
         actions = np.stack(
             [
@@ -324,30 +377,6 @@ class SpatialVLAProcessor(ProcessorMixin):
             what = "unnorm_key is needed" if key is None else f"unnorm_key {key!r} is unknown"
             raise ValueError(f"{what}: this checkpoint has statistics of {have}; choose one")
         return key
-
-
-def _is_batch(images: Any) -> bool:
-    return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-
-
-def _per_item(value: str | Sequence[str] | None, count: int, name: str) -> list[str | None]:
-    if value is None or isinstance(value, str):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(f"{name} has {len(value)} entries for {count} items")
-    return list(value)
-
-
-def _stack_of(value: Any, count: int, ndim: int, name: str) -> list[np.ndarray]:
-    """One array per item from a single array (shared) or a batch of them."""
-    if isinstance(value, (list, tuple)) and len(value) and np.ndim(value[0]) >= ndim:
-        items = [np.asarray(v) for v in value]
-    else:
-        array = np.asarray(value)
-        items = [array] * count if array.ndim == ndim else list(array)
-    if len(items) != count:
-        raise ValueError(f"{name} has {len(items)} entries for {count} images; give one each")
-    return items
 
 
 def _batched_actions(actions: Any, count: int) -> np.ndarray:
