@@ -91,11 +91,13 @@ def unpad_depth(raw: Float[Tensor, "B h w"], side: int) -> Float[Tensor, "B S S"
 
 @torch.no_grad()
 def estimate_depth(
-    zoe: ZoeDepthForDepthEstimation, pixels: Float[Tensor, "B 3 S S"]
+    zoe: ZoeDepthForDepthEstimation,
+    pixels: Float[Tensor, "B 3 S S"],
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "B S S"]:
-    """Metres along the optical axis, float32, for pictures in [0, 1]."""
+    """Metres along the optical axis for pictures in [0, 1]; `dtype` is that of the resampling."""
     zoe_side = zoe.config.backbone_config.image_size
     if isinstance(zoe_side, (list, tuple)):
         zoe_side = zoe_side[0]
-    raw = zoe(pixel_values=zoe_input(pixels.float(), zoe_side).to(zoe.dtype)).predicted_depth
-    return unpad_depth(raw.float(), pixels.shape[-1])
+    raw = zoe(pixel_values=zoe_input(pixels.to(dtype), zoe_side).to(zoe.dtype)).predicted_depth
+    return unpad_depth(raw.to(dtype), pixels.shape[-1])

@@ -52,15 +52,17 @@ def patch_points(
     image_size: int,
     patch_size: int,
     reso: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "B P C"]:
     """Points of every patch, metres in the camera frame, ordered (row, column, xyz).
 
-    C = 3 * reso * reso.
+    C = 3 * reso * reso. `dtype` is what pixel grid, K and depth are rounded to before they meet in
+    float32; only the reproduction of a released model in half precision wants it other than that.
     """
     grid = image_size // patch_size
     uv = cell_centres(image_size, patch_size / reso, device=depth.device)
-    depth_BCC = pool_depth(depth, grid * reso)
-    xyz = backproject(uv, depth_BCC.flatten(1), intrinsics)
+    depth_BCC = pool_depth(depth.to(dtype), grid * reso).to(dtype)
+    xyz = backproject(uv.to(dtype).float(), depth_BCC.flatten(1), intrinsics.to(dtype))
     xyz = xyz.view(-1, grid, reso, grid, reso, 3).transpose(2, 3)
     return xyz.reshape(-1, grid * grid, 3 * reso * reso)
 
@@ -94,14 +96,17 @@ class Ego3DPositionEmbedding(nn.Module):
             nn.Linear(hidden_size, hidden_size),
         )
 
-    def forward(self, points: Float[Tensor, "B P C"]) -> Float[Tensor, "B P D"]:
+    def forward(
+        self, points: Float[Tensor, "B P C"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "B P D"]:
         """One vector per patch from its points, in metres.
 
         The points are shifted by (0, 0, 2) m and halved, which takes a tabletop to about [-1, 1],
-        and encoded in float32; the MLP runs in its own dtype.
+        and encoded in `dtype`; the MLP runs in its own.
         """
         centre = points.new_tensor(CENTRE_METRES).repeat(points.shape[-1] // 3)
-        encoding = frequency_encoding((points - centre) / HALF_RANGE_METRES, self.num_freqs)
+        scaled = (points - centre) / HALF_RANGE_METRES
+        encoding = frequency_encoding(scaled, self.num_freqs, dtype)
         return self.position_embedding_head(
             encoding.to(self.position_embedding_head[0].weight.dtype)
         )

@@ -6,6 +6,7 @@ P patches, S image side, W steps, T observation tokens, D hidden size of the lan
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -72,7 +73,8 @@ class SpatialVision(PreTrainedModel):
     ) -> Float[Tensor, "B P D"]:
         """Projected features of single views."""
         patch_weight = self.vision_tower.embeddings.patch_embedding.weight
-        normalised = ((pixels.float() - 0.5) / 0.5).to(patch_weight.dtype)
+        dtype = self.geometry_dtype
+        normalised = ((pixels.to(dtype) - 0.5) / 0.5).to(patch_weight.dtype)
         features = self.vision_tower(normalised).last_hidden_state
         if debug is not None:
             debug["vision"] = features
@@ -90,10 +92,11 @@ class SpatialVision(PreTrainedModel):
                 vision.image_size,
                 vision.patch_size,
                 self.config.ego3d_patch_reso,
+                dtype,
             )
             if poses is not None:
                 points = in_reference_frame(points, poses)
-            ego3d = self.position_embedding_3d(points)
+            ego3d = self.position_embedding_3d(points, dtype)
             if debug is not None:
                 debug.update(depth=depth, xyz=points, ego3d=ego3d)
             if self.config.ego3d_rms_norm:
@@ -110,7 +113,12 @@ class SpatialVision(PreTrainedModel):
                 f"{self.config.vision_config.image_size}, {self.config.vision_config.image_size}) "
                 "in metres with every picture"
             )
-        return estimate_depth(self.vision_zoe_model, pixel_values)
+        return estimate_depth(self.vision_zoe_model, pixel_values, self.geometry_dtype)
+
+    @property
+    def geometry_dtype(self) -> torch.dtype:
+        """Of pixels, K, depth and Ego3D phases: float32, unless released numbers are asked for."""
+        return self.dtype if self.config.compatibility == "released" else torch.float32
 
 
 def _unit_rms(x: Tensor) -> Tensor:
