@@ -11,13 +11,9 @@ from typing import Any, Literal, Self
 
 from transformers.modeling_utils import PreTrainedModel
 
+from .attention import refuse_kernel, text_kernel
 from .configuration_spatialvla import SpatialVLAConfig
 from .released import fill_from_processor_config
-
-SDPA_REFUSED = (
-    "attn_implementation 'sdpa' is refused for the text tower: it cannot apply Gemma 2's soft cap "
-    "on attention scores and would silently change the logits; use 'eager', or 'flex_attention'"
-)
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 LOADER_KWARGS = (
@@ -63,8 +59,7 @@ class CheckpointLoading(PreTrainedModel):
             **kwargs: passed on to transformers (dtype, device_map, attn_implementation, ...), or
                 overrides of config fields.
         """
-        if _asks_for_sdpa(kwargs.get("attn_implementation")):
-            raise ValueError(SDPA_REFUSED)
+        refuse_kernel(text_kernel(kwargs.get("attn_implementation")))
         if isinstance(kwargs.get("attn_implementation"), str):
             kwargs["attn_implementation"] = {"text_config": kwargs["attn_implementation"]}
         if kwargs.get("config") is None:
@@ -89,14 +84,7 @@ class CheckpointLoading(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kw: Any):
         """As in transformers, but sdpa is refused for the text tower."""
-        if _asks_for_sdpa(attn_implementation):
-            raise ValueError(SDPA_REFUSED)
+        refuse_kernel(text_kernel(attn_implementation))
         if isinstance(attn_implementation, str):
             attn_implementation = {"text_config": attn_implementation}
         return super().set_attn_implementation(attn_implementation, *args, **kw)
-
-
-def _asks_for_sdpa(attn_implementation: str | dict | None) -> bool:
-    if isinstance(attn_implementation, dict):
-        return attn_implementation.get("text_config", attn_implementation.get("")) == "sdpa"
-    return attn_implementation == "sdpa"

@@ -41,7 +41,6 @@ def attention_masks(
             decoding step).
         past_key_values: the cache, if any.
     """
-    refuse_kernel(config.text_config._attn_implementation)
     common: dict[str, Any] = {
         "config": config.text_config,
         "inputs_embeds": inputs_embeds,

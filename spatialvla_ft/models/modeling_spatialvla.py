@@ -29,11 +29,12 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..depth.zoe import PerImageMetricHeads, PerImageZoeDepth
+from .attention import check_kernel, refuse_kernel
 from .configuration_spatialvla import SpatialVLAConfig
 from .decoding import greedy_actions
 from .ego3d import Ego3DPositionEmbedding
 from .generation import PrefixGeneration
-from .loading import SDPA_REFUSED, CheckpointLoading
+from .loading import CheckpointLoading
 from .masks import attention_masks, suffix_from_ids
 from .observation import ObservationTokens
 from .stem import ConvStem
@@ -92,14 +93,13 @@ class SpatialVLAForConditionalGeneration(
     _can_compile_fullgraph = False
 
     def __init__(self, config: SpatialVLAConfig) -> None:
+        refuse_kernel(config.text_config._attn_implementation)
         super().__init__(config)
         config.check()
         if config.action_chunk_size is None:
             config.action_chunk_size = 4
-        text_attention = config.text_config._attn_implementation or "eager"
-        if text_attention == "sdpa":
-            raise ValueError(SDPA_REFUSED)
-        config.text_config._attn_implementation = text_attention
+        kernel = config.text_config._attn_implementation or "eager"
+        config.text_config._attn_implementation = kernel
         vision, text = config.vision_config, config.text_config
         self.vision_tower = SiglipVisionModel(vision)
         if config.vision_stem == "conv":
@@ -301,6 +301,7 @@ class SpatialVLAForConditionalGeneration(
             if image_features is not None:
                 debug["image_features"] = image_features / scale
 
+        check_kernel(self.language_model, inputs_embeds)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = _positions(inputs_embeds, attention_mask, past)

@@ -239,7 +239,9 @@ def test_a_model_without_estimator_asks_for_depth_and_every_model_for_k(tiny, sm
         for name, tensor in inputs.items()
         if name in ("pixel_values", "intrinsics", "depth")
     }
-    with pytest.raises(ValueError, match="holds 16 <image> tokens, the observations make 32 features"):
+    with pytest.raises(
+        ValueError, match="holds 16 <image> tokens, the observations make 32 features"
+    ):
         small(**{**inputs, **twice})
 
 

@@ -144,7 +144,10 @@ def test_depth_must_fit_its_picture(tiny):
         ({"images": picture(0), "text": None}, "needs images and text"),
         ({"return_tensors": "np"}, "only 'pt' is supported"),
         ({"unnorm_key": [NAME, NAME]}, "unnorm_key has 2 entries for 1 items"),
-        ({"intrinsic": [K, K]}, r"intrinsic has 2 prompts of \[1\] matrices; the pictures are 1 prompt"),
+        (
+            {"intrinsic": [K, K]},
+            r"intrinsic has 2 prompts of \[1\] matrices; the pictures are 1 prompt",
+        ),
         ({"suffix_actions": np.zeros((2, 2, 7))}, r"or \(B, T, 7\) with B = 1 images"),
         ({"suffix_actions": np.full((2, 7), np.nan)}, r"actions\[0, 0\] \(x\) is nan"),
     ],
