@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.depth.usable import usable
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 
@@ -60,7 +61,7 @@ def decode_depth(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
 def to_metres(values: NDArray[Any], scale: float) -> Float32[np.ndarray, "H W"]:
     """Stored depth times `scale`; 0 where it is unknown (0, negative, not finite)."""
     metres = values.astype(np.float32) * np.float32(scale)
-    known = np.isfinite(metres) & (metres > 0)
+    known = usable(metres)
     return metres if known.all() else np.where(known, metres, np.float32(0))
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..depth.holes import mark_unknown
 from ..geometry.backprojection import scale_intrinsics
 
 
@@ -50,7 +51,7 @@ def square_depth(depth: Any, height: int, width: int, size: int) -> Float[Tensor
             f"depth has shape {tuple(metres.shape)}, its picture is {height} x {width}; depth must "
             "be registered to the picture, in metres"
         )
-    metres = torch.where(torch.isfinite(metres) & (metres > 0), metres, 0.0)
+    metres = mark_unknown(metres)
     if (height, width) == (size, size):
         return metres
     rows = ((torch.arange(size) + 0.5) * height / size).long()

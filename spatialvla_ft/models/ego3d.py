@@ -10,40 +10,15 @@ Shape letters: B batch, G patches per side, P = G * G patches, R points per patc
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..depth.holes import pool_depth
 from ..geometry.backprojection import backproject, cell_centres
 from ..geometry.frequency import frequency_encoding
 
 CENTRE_METRES = (0.0, 0.0, 2.0)
 HALF_RANGE_METRES = 2.0
-
-
-def pool_depth(depth: Float[Tensor, "B H W"], cells: int) -> Float[Tensor, "B C C"]:
-    """Mean depth of each of cells x cells areas, over its valid pixels.
-
-    A pixel is valid where its depth is finite and positive. A cell without a valid pixel takes the
-    median of the image's valid pixels; an image without any raises ValueError.
-    """
-    depth = depth.float()
-    valid: Bool[Tensor, "B H W"] = torch.isfinite(depth) & (depth > 0)
-    size = (cells, cells)
-    if bool(valid.all()):
-        return F.interpolate(depth[:, None], size, mode="area")[:, 0]
-    if not bool(valid.flatten(1).any(1).all()):
-        empty = (~valid.flatten(1).any(1)).nonzero().flatten().tolist()
-        raise ValueError(
-            f"depth of image(s) {empty} of the batch has no valid pixel (finite and above 0 m); "
-            "check the sensor's unit and mask, or leave depth out to estimate it from the picture"
-        )
-    filled = torch.where(valid, depth, 0.0)
-    total = F.interpolate(filled[:, None], size, mode="area")[:, 0]
-    share = F.interpolate(valid[:, None].float(), size, mode="area")[:, 0]
-    medians = torch.stack([d[v].median() for d, v in zip(depth, valid, strict=True)])
-    return torch.where(share > 0, total / share.clamp_min(1e-12), medians[:, None, None])
 
 
 def patch_points(

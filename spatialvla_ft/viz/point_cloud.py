@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from spatialvla_ft.depth.usable import usable
 from spatialvla_ft.viz.palette import INK, VERMILION
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class CameraFrame:
 
 def pixel_points(frame: CameraFrame) -> tuple[Float64[np.ndarray, "N 3"], Int64[np.ndarray, "N 2"]]:
     """(points in metres, their (row, column)) of the pixels whose depth is known."""
-    rows, columns = np.nonzero(np.isfinite(frame.depth) & (frame.depth > 0))
+    rows, columns = np.nonzero(usable(frame.depth))
     depth = frame.depth[rows, columns].astype(np.float64)
     K = frame.intrinsics
     y = (rows + 0.5 - K[1, 2]) / K[1, 1]
