@@ -1,0 +1,1 @@
+"""Measuring: bytes, seconds and samples of this package's own work."""
