@@ -10,6 +10,7 @@ Shape letters: B batch, G patches per side, P = G * G patches, R points per patc
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
