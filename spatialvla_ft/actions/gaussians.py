@@ -9,23 +9,31 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from .arrays import to_numpy
-from .axes import F64, axis_values, check_actions
+from .axes import F64
+from .layout import axis_values, check_actions, slots_of
+from .spaces import ActionSpace, end_effector_delta
 
 
-def fit_gaussians(actions: Any) -> dict[str, dict[str, float]]:
+def fit_gaussians(actions: Any, space: ActionSpace | None = None) -> dict[str, dict[str, float]]:
     """Mean and standard deviation (population, ddof 0) of every axis of normalised actions.
 
     Args:
-        actions: (n, 7) normalised actions, NumPy or torch, n >= 1.
+        actions: (n, dim) normalised actions, NumPy or torch, n >= 1.
+        space: what they are; None for one arm.
 
     Returns:
-        {"x", "y", "z", "theta", "phi", "r", "roll", "pitch", "yaw": {"mu", "sigma"}}; theta and
-        phi in radians, the others in normalised units.
+        {axis: {"mu", "sigma"}} of the translations' dimensions and of all axes. One arm has "x",
+        "y", "z", "theta", "phi", "r", "roll", "pitch", "yaw"; theta and phi in radians, the others
+        in normalised units.
     """
-    array = check_actions(to_numpy(actions))
+    space = space or end_effector_delta()
+    slots = slots_of(space)
+    array = check_actions(to_numpy(actions), space)
     if len(array) == 0:
         raise ValueError("actions has no rows; a fit needs at least one action")
-    values = {"x": array[:, 0], "y": array[:, 1], "z": array[:, 2], **axis_values(array)}
+    spheres = [slot for slot in slots if slot.shape == "sphere"]
+    values = {space.names[i]: array[:, i] for s in spheres for i in range(s.start, s.stop)}
+    values |= axis_values(array, slots)
     return {
         name: {"mu": float(column.mean()), "sigma": float(column.std())}
         for name, column in values.items()

@@ -1,47 +1,51 @@
-"""`ActionGrid`: normalised actions to three tokens per step and back (paper section 3.2)."""
+"""`ActionGrid`: normalised actions to a few tokens per step and back (paper section 3.2)."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import like, to_numpy
-from .axes import (
-    AXES,
-    DEFAULT_BINS,
-    F64,
-    RANGES,
-    ROTATION_AXES,
-    TRANSLATION_AXES,
-    axis_values,
+from .axes import F64
+from .axis_fits import check_min_sigma, gaussian_bins, quantile_bins, uniform_bins
+from .codec import I64, SlotCodec
+from .grid_checks import Decoding, Kind, check_edges, check_means, check_mode, check_zero
+from .layout import (
+    Slot,
+    axis_ranges,
     check_actions,
     check_bins,
+    fitted_values,
+    slot_totals,
+    slots_of,
 )
-from .gaussians import truncated_gaussian_edges, truncated_gaussian_means
-from .grid_checks import Decoding, Kind, check_edges, check_means, check_mode
-from .lookup import BinLookup
-from .quantiles import conditional_means, quantile_edges
+from .quantiles import conditional_means
+from .spaces import ActionSpace, end_effector_delta
 
-I64 = NDArray[np.int64]
-
-SLOTS = ("translation", "rotation", "gripper")
 _BLOCK = 8192  # rows per pass, so that temporaries stay in the cache
 _FEW = 8  # up to so many rows, plain Python beats the overhead of NumPy calls
 
 
 class ActionGrid:
-    """Bins of theta, phi, r, roll, pitch, yaw and the gripper; three token ids per action.
+    """Bins of every axis of an action space, and the token ids that they make.
 
-    With n_a bins on axis a, relative ids are: translation (theta * n_phi + phi) * n_r + r; rotation
-    T + (roll * n_pitch + pitch) * n_yaw + yaw with T translation ids; gripper T + R (closed) and
-    T + R + 1 (open). The default sizes give 0..4095, 4096..8191, 8192 and 8193.
+    One arm, the default space, has bins of theta, phi, r, roll, pitch, yaw and the gripper, and
+    three tokens per action. With n_a bins on axis a, relative ids are: translation (theta * n_phi +
+    phi) * n_r + r; rotation T + (roll * n_pitch + pitch) * n_yaw + yaw with T translation ids;
+    gripper T + R (closed) and T + R + 1 (open). The default sizes give 0..4095, 4096..8191, 8192
+    and 8193.
+
+    Other spaces have one such slot per group and one per joint (see `layout.py`); the ids of the
+    slots follow one another in the order of the action.
 
     Attributes:
+        action_space: what the dimensions are.
+        slots: the tokens of an action, in order.
         edges: {axis: (n + 1,) float64} bin edges; theta, phi in radians, the rest normalised.
         means: {axis: (n,) float64} expected value inside each bin.
         midpoints: {axis: (n,) float64}.
@@ -49,19 +53,30 @@ class ActionGrid:
         kind: where the edges come from; "gaussian" in a released checkpoint.
         gaussians: the fits {axis: {"mu", "sigma"}} behind the edges, or None.
         min_sigma: lower limit that was put on every sigma.
+        zero_bin: whether the action of no motion decodes to exactly that.
+        bins: bins of every axis, and 2 of every gripper, in order.
+        counts: token ids of each slot.
+        offsets: relative id of each slot's first token.
+        total: token ids altogether.
+        dim: dimensions of an action.
+        tokens: tokens of an action.
     """
 
     def __init__(
         self,
         edges: Mapping[str, Any],
         *,
+        space: ActionSpace | None = None,
         means: Mapping[str, Any] | None = None,
         decoding: Decoding = "mean",
         kind: Kind = "boundaries",
         gaussians: Mapping[str, Mapping[str, float]] | None = None,
         min_sigma: float = 0.0,
+        zero_bin: bool = False,
     ) -> None:
-        self.edges: dict[str, F64] = check_edges(edges)
+        self.action_space = space or end_effector_delta()
+        self.slots = slots_of(self.action_space)
+        self.edges: dict[str, F64] = check_edges(edges, axis_ranges(self.slots))
         self.decoding: Decoding = check_mode(decoding)
         if kind not in get_args(Kind):
             raise ValueError(f"kind is {kind!r}; it must be one of {list(get_args(Kind))}")
@@ -70,44 +85,61 @@ class ActionGrid:
         self.gaussians = (
             None if gaussians is None else {name: dict(fit) for name, fit in gaussians.items()}
         )
+        self.zero_bin = bool(zero_bin)
         self.midpoints: dict[str, F64] = {
             axis: 0.5 * (e[:-1] + e[1:]) for axis, e in self.edges.items()
         }
+        if zero_bin:
+            _mark_zero(self.midpoints, self.edges, self.slots)
         self.means: dict[str, F64] = (
             dict(self.midpoints) if means is None else check_means(means, self.edges)
         )
-        self.bins: tuple[int, ...] = (*(len(self.edges[a]) - 1 for a in AXES), 2)
-        self.num_translation: int = math.prod(self.bins[:3])
-        self.num_rotation: int = math.prod(self.bins[3:6])
-        self.total: int = self.num_translation + self.num_rotation + 2
-        self.offsets = (0, self.num_translation, self.num_translation + self.num_rotation)
-        self._inner = tuple(self.edges[axis][1:-1].tolist() for axis in AXES)
-        self._lookup = {axis: BinLookup.of(e) for axis, e in self.edges.items()}
-        self._tables: dict[Decoding, tuple[F64, F64]] = {}
+        if zero_bin:
+            for axis in _zero_axes(self.slots):
+                check_zero(axis, self.edges[axis], self.means[axis])
+        self.bins: tuple[int, ...] = tuple(
+            n for slot in self.slots for n in [len(self.edges[a]) - 1 for a in slot.axes] or [2]
+        )
+        self.counts = slot_totals(self.slots, self.bins)
+        *offsets, self.total = accumulate(self.counts, initial=0)
+        self.offsets: tuple[int, ...] = tuple(offsets)
+        self.dim = self.action_space.dim
+        self.tokens = len(self.slots)
+        self._codecs = [
+            SlotCodec(slot, self.edges, offset)
+            for slot, offset in zip(self.slots, self.offsets, strict=True)
+        ]
+        self._row_encoders = [codec.row_encoder() for codec in self._codecs]
+        self._tables: dict[Decoding, list[F64]] = {}
 
     @classmethod
     def from_gaussians(
         cls,
         params: Mapping[str, Mapping[str, float]],
         *,
-        bins: Any = DEFAULT_BINS,
+        space: ActionSpace | None = None,
+        bins: Any = None,
         min_sigma: float = 0.0,
         decoding: Decoding = "mean",
+        zero_bin: bool = False,
     ) -> ActionGrid:
         """Equal-probability bins of truncated Gaussians, e.g. from `fit_gaussians`.
 
         Args:
-            params: {axis: {"mu", "sigma"}} for theta, phi, r, roll, pitch, yaw; others are kept
-                but not used.
-            bins: counts for theta, phi, r, roll, pitch, yaw, gripper.
+            params: {axis: {"mu", "sigma"}} for every axis; others are kept but not used.
+            space: what the actions are; None for one arm.
+            bins: counts in the order of the slots; None for 16, 32, 8 of a translation, 16 on each
+                axis of a rotation, 2 of a gripper and 256 of a joint.
             min_sigma: every smaller sigma is raised to it (released mixture: 0.5).
             decoding: "mean" decodes to the mean of the truncated Gaussian in the bin.
+            zero_bin: represent no motion exactly (see `zero_bins.py`).
         """
-        counts = check_bins(bins)
-        if not (math.isfinite(min_sigma) and min_sigma >= 0):
-            raise ValueError(f"min_sigma is {min_sigma}; it must be finite and at least 0")
+        slots = slots_of(space := space or end_effector_delta())
+        counts = _per_axis(bins, slots)
+        check_min_sigma(min_sigma)
+        zeros = _zero_axes(slots) if zero_bin else ()
         edges, means = {}, {}
-        for axis, n in zip(AXES, counts[:6], strict=True):
+        for axis, (low, high) in axis_ranges(slots).items():
             if axis not in params or not {"mu", "sigma"} <= set(params[axis]):
                 raise ValueError(
                     f"params lacks {axis!r} with 'mu' and 'sigma'; it has {sorted(params)}. "
@@ -116,237 +148,259 @@ class ActionGrid:
             mu, sigma = float(params[axis]["mu"]), float(params[axis]["sigma"])
             if sigma < min_sigma:
                 sigma = float(min_sigma)
-            edges[axis] = truncated_gaussian_edges(mu, sigma, *RANGES[axis], n, axis=axis)
-            means[axis] = truncated_gaussian_means(mu, sigma, edges[axis])
+            edges[axis], means[axis] = gaussian_bins(
+                mu, sigma, low, high, counts[axis], axis=axis, zero=axis in zeros
+            )
         return cls(
             edges,
+            space=space,
             means=means,
             decoding=decoding,
             kind="gaussian",
             gaussians=params,
             min_sigma=min_sigma,
+            zero_bin=zero_bin,
         )
 
     @classmethod
     def from_quantiles(
-        cls, actions: Any, *, bins: Any = DEFAULT_BINS, decoding: Decoding = "mean"
+        cls,
+        actions: Any,
+        *,
+        space: ActionSpace | None = None,
+        bins: Any = None,
+        decoding: Decoding = "mean",
+        zero_bin: bool = False,
     ) -> ActionGrid:
-        """Bins with equal numbers of the given normalised actions (n, 7); means from the data.
+        """Bins with equal numbers of the given normalised actions (n, dim); means from the data.
 
         The directions theta and phi of actions that do not translate at all are left out.
         """
-        counts = check_bins(bins)
-        array = check_actions(to_numpy(actions))
-        if len(array) == 0:
-            raise ValueError("actions has no rows; quantiles need at least one action")
-        values = axis_values(np.clip(array, -1.0, 1.0))
-        moving = values["r"] > 0
+        slots = slots_of(space := space or end_effector_delta())
+        counts = _per_axis(bins, slots)
+        values = fitted_values(_some_actions(actions, space), slots)
+        zeros = _zero_axes(slots) if zero_bin else ()
         edges, means = {}, {}
-        for axis, n in zip(AXES, counts[:6], strict=True):
-            column = values[axis][moving] if axis in ("theta", "phi") else values[axis]
-            edges[axis] = quantile_edges(column, *RANGES[axis], n)
-            means[axis] = conditional_means(column, edges[axis])
-        return cls(edges, means=means, decoding=decoding, kind="quantile")
+        for axis, (low, high) in axis_ranges(slots).items():
+            edges[axis], means[axis] = quantile_bins(
+                values[axis], low, high, counts[axis], axis=axis, zero=axis in zeros
+            )
+        return cls(
+            edges,
+            space=space,
+            means=means,
+            decoding=decoding,
+            kind="quantile",
+            zero_bin=zero_bin,
+        )
 
     @classmethod
-    def uniform(cls, *, bins: Any = DEFAULT_BINS, decoding: Decoding = "mean") -> ActionGrid:
+    def uniform(
+        cls,
+        *,
+        space: ActionSpace | None = None,
+        bins: Any = None,
+        decoding: Decoding = "mean",
+        zero_bin: bool = False,
+    ) -> ActionGrid:
         """Bins of equal width on every axis; their means are their midpoints."""
-        counts = check_bins(bins)
-        edges = {
-            axis: np.linspace(*RANGES[axis], n + 1)
-            for axis, n in zip(AXES, counts[:6], strict=True)
+        slots = slots_of(space := space or end_effector_delta())
+        counts = _per_axis(bins, slots)
+        zeros = _zero_axes(slots) if zero_bin else ()
+        fits = {
+            axis: uniform_bins(low, high, counts[axis], axis=axis, zero=axis in zeros)
+            for axis, (low, high) in axis_ranges(slots).items()
         }
-        return cls(edges, decoding=decoding, kind="uniform")
+        edges = {axis: fit[0] for axis, fit in fits.items()}
+        return cls(edges, space=space, decoding=decoding, kind="uniform", zero_bin=zero_bin)
 
     @classmethod
     def from_boundaries(
         cls,
         edges: Mapping[str, Any],
         *,
+        space: ActionSpace | None = None,
         means: Mapping[str, Any] | None = None,
         decoding: Decoding = "mean",
         kind: Kind = "boundaries",
     ) -> ActionGrid:
         """Given edges {axis: (n + 1,)}; without `means`, every bin decodes to its midpoint."""
-        return cls(edges, means=means, decoding=decoding, kind=kind)
+        return cls(edges, space=space, means=means, decoding=decoding, kind=kind)
+
+    def with_means(self, actions: Any) -> ActionGrid:
+        """The same bins, decoding to the mean of the given normalised actions (n, dim) in each.
+
+        A bin that none of them is in keeps its mean, and a zero bin stays exactly 0.
+        """
+        values = fitted_values(_some_actions(actions, self.action_space), self.slots)
+        zeros = _zero_axes(self.slots) if self.zero_bin else ()
+        means = {}
+        for axis, edges in self.edges.items():
+            means[axis] = conditional_means(values[axis], edges, empty=self.means[axis])
+            if axis in zeros:
+                means[axis][np.digitize(0.0, edges[1:-1])] = 0.0
+        return ActionGrid(
+            self.edges,
+            space=self.action_space,
+            means=means,
+            decoding="mean",
+            kind=self.kind,
+            gaussians=self.gaussians,
+            min_sigma=self.min_sigma,
+            zero_bin=self.zero_bin,
+        )
 
     def encode(self, actions: Any) -> Any:
-        """Normalised actions (n, 7), clipped to [-1, 1], to relative token ids (n, 3) int64.
+        """Normalised actions (n, dim), clipped to [-1, 1], to relative ids (n, tokens) int64.
 
-        Columns are translation, rotation, gripper (open from 0.5). NumPy in, NumPy out; torch in,
-        torch out. ValueError on NaN, infinity or a width other than 7.
+        Columns are the slots: translation, rotation, gripper (open from 0.5) of one arm. NumPy in,
+        NumPy out; torch in, torch out. ValueError on NaN, infinity or another width.
         """
         array = to_numpy(actions)
-        if array.ndim == 2 and array.shape[1] == 7 and len(array) <= _FEW:
+        if array.ndim == 2 and array.shape[1] == self.dim and len(array) <= _FEW:
             few = self._encode_few(array.tolist())
             if few is not None:
                 return like(few, actions)
-        array = check_actions(array)
-        ids = np.empty((len(array), 3), dtype=np.int64)
+        array = check_actions(array, self.action_space)
+        ids = np.empty((len(array), self.tokens), dtype=np.int64)
         for start in range(0, len(array), _BLOCK):
-            self._encode_block(array[start : start + _BLOCK], ids[start : start + _BLOCK])
+            columns = np.clip(array[start : start + _BLOCK].T, -1.0, 1.0)
+            block = ids[start : start + _BLOCK]
+            for index, codec in enumerate(self._codecs):
+                codec.encode_columns(columns, block[:, index])
         return like(ids, actions)
 
     def _encode_few(self, rows: list[list[float]]) -> I64 | None:
-        """As `_encode_block`, action by action; None if a number is not finite."""
-        at_theta, at_phi, at_r, at_roll, at_pitch, at_yaw = self._inner
-        _, n_phi, n_r, _, n_pitch, n_yaw, _ = self.bins
-        _, rotation_id, closed_id = self.offsets
+        """As the rest of `encode`, action by action; None if a number is not finite."""
+        encoders = self._row_encoders
         ids = []
         for row in rows:
             if not math.isfinite(sum(row)):
                 return None
-            x, y, z, roll, pitch, yaw, gripper = [
-                v if -1.0 <= v <= 1.0 else (1.0 if v > 0 else -1.0) for v in row
-            ]
-            rho2 = x * x + y * y
-            theta = bisect_right(at_theta, math.atan2(math.sqrt(rho2), z))
-            phi = bisect_right(at_phi, math.atan2(y, x))
-            r = bisect_right(at_r, math.sqrt(rho2 + z * z))
-            rotation = bisect_right(at_roll, roll) * n_pitch + bisect_right(at_pitch, pitch)
-            ids.append(
-                (
-                    (theta * n_phi + phi) * n_r + r,
-                    rotation * n_yaw + bisect_right(at_yaw, yaw) + rotation_id,
-                    closed_id + (gripper >= 0.5),
-                )
-            )
-        return np.array(ids, dtype=np.int64).reshape(-1, 3)
-
-    def _encode_block(self, actions: F64, ids: I64) -> None:
-        columns = np.clip(actions.T, -1.0, 1.0)
-        values = axis_values(columns.T)
-        found = [self._lookup[axis](values[axis]) for axis in AXES]
-        _, n_phi, n_r, _, n_pitch, n_yaw, _ = self.bins
-        ids[:, 0] = (found[0] * n_phi + found[1]) * n_r + found[2]
-        ids[:, 1] = (found[3] * n_pitch + found[4]) * n_yaw + found[5] + self.offsets[1]
-        ids[:, 2] = (columns[6] >= 0.5) + self.offsets[2]
+            clipped = [v if -1.0 <= v <= 1.0 else (1.0 if v > 0 else -1.0) for v in row]
+            ids.append([encode(clipped) for encode in encoders])
+        return np.array(ids, dtype=np.int64).reshape(-1, self.tokens)
 
     def decode(self, ids: Any, *, mode: Decoding | None = None) -> Any:
-        """Relative token ids (n, 3) to normalised actions (n, 7) float64.
+        """Relative token ids (n, tokens) to normalised actions (n, dim) float64.
 
         Args:
-            ids: integer ids, columns translation, rotation, gripper; NumPy or torch.
+            ids: integer ids, a column per slot; NumPy or torch.
             mode: "mean" or "midpoint"; None takes the grid's `decoding`.
 
         Returns:
-            x, y, z in [-1, 1], roll, pitch, yaw in [-1, 1], gripper 0 (closed) or 1 (open).
+            Translations, rotations, joints in [-1, 1], grippers 0 (closed) or 1 (open).
 
         Raises:
             ValueError: if an id is not of the type that its slot holds.
         """
         array = to_numpy(ids)
-        if array.ndim == 1 and len(array) == 3:
+        if array.ndim == 1 and len(array) == self.tokens:
             array = array[None]
         self.check_ids(array)
-        xyz, rotation = self._decode_tables(self.decoding if mode is None else check_mode(mode))
-        actions = np.empty((len(array), 7), dtype=np.float64)
+        tables = self._decode_tables(self.decoding if mode is None else check_mode(mode))
+        actions = np.empty((len(array), self.dim), dtype=np.float64)
         for start in range(0, len(array), _BLOCK):
             block, out = array[start : start + _BLOCK], actions[start : start + _BLOCK]
-            out[:, :3] = xyz[block[:, 0]]
-            out[:, 3:6] = rotation[block[:, 1] - self.offsets[1]]
-            out[:, 6] = block[:, 2] - self.offsets[2]
+            for index, (slot, table) in enumerate(zip(self.slots, tables, strict=True)):
+                relative = block[:, index] - self.offsets[index]
+                if slot.shape == "switch":
+                    out[:, slot.start] = relative
+                else:
+                    out[:, slot.start : slot.stop] = table[relative]
         return like(actions, ids)
 
     def check_ids(self, ids: NDArray[Any], *, begin: int = 0) -> None:
-        """ValueError unless `ids` are integers (n, 3), each of its slot's type.
+        """ValueError unless `ids` are integers (n, tokens), each of its slot's type.
 
         `begin` is the id of the first action token: 0 for relative ids.
         """
-        if ids.ndim != 2 or ids.shape[1] != 3 or not np.issubdtype(ids.dtype, np.integer):
+        width = self.tokens
+        if ids.ndim != 2 or ids.shape[1] != width or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(
-                f"ids must be integers of shape (n, 3) for {', '.join(SLOTS)}; got {ids.dtype} "
-                f"{ids.shape}. Reshape generated ids (B, 3 * chunk) to (B * chunk, 3)"
+                f"ids must be integers of shape (n, {width}) for "
+                f"{', '.join(slot.name for slot in self.slots)}; got {ids.dtype} {ids.shape}. "
+                f"Reshape generated ids (B, {width} * chunk) to (B * chunk, {width})"
             )
         if not len(ids):
             return
         limits = [begin + offset for offset in (*self.offsets, self.total)]
-        at_rotation, at_gripper = limits[1:3]
         if len(ids) <= _FEW and all(
-            begin <= a < at_rotation <= b < at_gripper <= c < limits[3] for a, b, c in ids.tolist()
+            low <= i < high
+            for row in ids.tolist()
+            for low, i, high in zip(limits, row, limits[1:], strict=False)
         ):
             return
-        for column, slot in enumerate(SLOTS):
+        for column, slot in enumerate(self.slots):
             low, high = limits[column], limits[column + 1]
             if ids[:, column].min() >= low and ids[:, column].max() < high:
                 continue
             row = int(np.flatnonzero((ids[:, column] < low) | (ids[:, column] >= high))[0])
             raise ValueError(
-                f"ids[{row}, {column}] is {int(ids[row, column])}, no {slot} id; those are "
+                f"ids[{row}, {column}] is {int(ids[row, column])}, no {slot.name} id; those are "
                 f"{low}..{high - 1}, counted with the first action token as {begin}. Generate with "
                 "each step restricted to its token type (predict_action does)"
             )
 
-    def _decode_tables(self, mode: Decoding) -> tuple[F64, F64]:
-        """((T, 3) xyz, (R, 3) rotation) of every translation and rotation id."""
+    def _decode_tables(self, mode: Decoding) -> list[F64]:
+        """Per slot, (ids, dim) of what every id decodes to."""
         if mode not in self._tables:
             centres = self.means if mode == "mean" else self.midpoints
-            theta, phi, r = np.meshgrid(*(centres[a] for a in TRANSLATION_AXES), indexing="ij")
-            xyz = np.stack(
-                [
-                    r * np.sin(theta) * np.cos(phi),
-                    r * np.sin(theta) * np.sin(phi),
-                    r * np.cos(theta),
-                ],
-                axis=-1,
-            ).reshape(-1, 3)
-            rotation = np.stack(
-                np.meshgrid(*(centres[a] for a in ROTATION_AXES), indexing="ij"), axis=-1
-            ).reshape(-1, 3)
-            self._tables[mode] = (np.clip(xyz, -1.0, 1.0), rotation)
+            self._tables[mode] = [codec.table(centres) for codec in self._codecs]
         return self._tables[mode]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it; `from_dict` gives an equal grid."""
-        return {
-            "schema_version": 1,
-            "kind": self.kind,
-            "decoding": self.decoding,
-            "bins": list(self.bins),
-            "min_sigma": self.min_sigma,
-            "gaussians": self.gaussians,
-            "edges": {axis: self.edges[axis].tolist() for axis in AXES},
-            "means": {axis: self.means[axis].tolist() for axis in AXES},
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ActionGrid:
-        """From `to_dict`; ValueError names what is missing or inconsistent."""
-        if values.get("schema_version") != 1:
-            raise ValueError(
-                f"schema_version is {values.get('schema_version')!r}, expected 1; is this a grid "
-                "written by `spatialvla-ft grids fit`?"
-            )
-        missing = [key for key in ("kind", "decoding", "edges", "means") if key not in values]
-        if missing:
-            raise ValueError(f"the grid lacks {missing}; write it again with `grids fit`")
-        grid = cls(
-            values["edges"],
-            means=values["means"],
-            decoding=values["decoding"],
-            kind=values["kind"],
-            gaussians=values.get("gaussians"),
-            min_sigma=values.get("min_sigma", 0.0),
-        )
-        if "bins" in values and tuple(values["bins"]) != grid.bins:
-            raise ValueError(f"bins says {values['bins']} but the edges make {list(grid.bins)}")
-        return grid
-
     def same_edges(self, other: ActionGrid) -> bool:
-        """Whether both cut every axis at exactly the same values."""
-        return all(np.array_equal(self.edges[axis], other.edges[axis]) for axis in AXES)
+        """Whether both have the same slots, and cut every axis at exactly the same values."""
+        return self.slots == other.slots and all(
+            np.array_equal(self.edges[axis], other.edges[axis]) for axis in self.edges
+        )
 
     def __eq__(self, other: object) -> bool:
-        """Same edges, means and decoding: the same ids and the same actions."""
+        """Same slots, edges, means and decoding: the same ids and the same actions."""
         if not isinstance(other, ActionGrid):
             return NotImplemented
         return (
             self.decoding == other.decoding
+            and self.zero_bin == other.zero_bin
             and self.same_edges(other)
-            and all(np.array_equal(self.means[axis], other.means[axis]) for axis in AXES)
+            and all(np.array_equal(self.means[axis], other.means[axis]) for axis in self.means)
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"ActionGrid(kind={self.kind!r}, bins={self.bins}, decoding={self.decoding!r})"
+        slots = "" if self.tokens == 3 else f"slots={[slot.name for slot in self.slots]}, "
+        return (
+            f"ActionGrid({slots}kind={self.kind!r}, bins={self.bins}, decoding={self.decoding!r})"
+        )
+
+
+def _per_axis(bins: Any, slots: Sequence[Slot]) -> dict[str, int]:
+    """{axis: count} from counts in the order of the slots, grippers included."""
+    counts = iter(check_bins(bins, slots))
+    return {name: next(counts) for slot in slots for name in slot.axes or (slot.name,)}
+
+
+def _zero_axes(slots: Sequence[Slot]) -> tuple[str, ...]:
+    """Axes with a zero bin; ValueError if 0 means nothing special on any."""
+    axes = tuple(axis for slot in slots for axis in slot.zero_axes)
+    if not axes:
+        raise ValueError(
+            "zero_bin is set, but no group of the action space is a change per step "
+            "(ActionGroup.delta), so 0 does not mean no motion; leave zero_bin off"
+        )
+    return axes
+
+
+def _mark_zero(midpoints: dict[str, F64], edges: dict[str, F64], slots: Sequence[Slot]) -> None:
+    """Let the bins of no motion decode to 0 in midpoint mode too: [0, eps] of a length."""
+    for axis in _zero_axes(slots):
+        midpoints[axis][np.digitize(0.0, edges[axis][1:-1])] = 0.0
+
+
+def _some_actions(actions: Any, space: ActionSpace) -> F64:
+    """Checked, clipped to [-1, 1], and at least one row."""
+    array = check_actions(to_numpy(actions), space)
+    if len(array) == 0:
+        raise ValueError("actions has no rows; bins from data need at least one action")
+    return np.asarray(np.clip(array, -1.0, 1.0))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from .arrays import to_numpy
-from .axes import AXES, F64, RANGES
+from .axes import F64
 
 Decoding = Literal["mean", "midpoint"]
 Kind = Literal["gaussian", "quantile", "uniform", "boundaries"]
@@ -23,20 +23,23 @@ def check_mode(mode: Any) -> Decoding:
     raise ValueError(f"decoding is {mode!r}; it must be 'mean' or 'midpoint'")
 
 
-def _check_axes(given: Mapping[str, Any], what: str) -> None:
-    missing = [axis for axis in AXES if axis not in given]
-    unknown = [axis for axis in given if axis not in AXES]
+def _check_axes(given: Mapping[str, Any], axes: Iterable[str], what: str) -> None:
+    axes = list(axes)
+    missing = [axis for axis in axes if axis not in given]
+    unknown = [axis for axis in given if axis not in axes]
     if missing or unknown:
         raise ValueError(
-            f"{what} must have exactly the axes {list(AXES)}; missing {missing}, unknown {unknown}"
+            f"{what} must have exactly the axes {axes}; missing {missing}, unknown {unknown}"
         )
 
 
-def check_edges(edges: Mapping[str, Any]) -> dict[str, F64]:
-    """Read-only copies: six axes, finite, strictly increasing, inside the axis range."""
-    _check_axes(edges, "edges")
+def check_edges(
+    edges: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, F64]:
+    """Read-only copies: every axis, finite, strictly increasing, inside the axis range."""
+    _check_axes(edges, ranges, "edges")
     checked = {}
-    for axis in AXES:
+    for axis, (low, high) in ranges.items():
         array = np.array(to_numpy(edges[axis]), dtype=np.float64)
         if array.ndim != 1 or len(array) < 2:
             raise ValueError(
@@ -53,7 +56,6 @@ def check_edges(edges: Mapping[str, Any]) -> dict[str, F64]:
                 f"edges of {axis}[{index}] is {array[index]}, not above {array[index - 1]} before "
                 "it; edges must increase strictly. Use fewer bins or a larger min_sigma"
             )
-        low, high = RANGES[axis]
         if array[0] < low - 1e-6 or array[-1] > high + 1e-6:
             raise ValueError(
                 f"edges of {axis} reach from {array[0]} to {array[-1]}, outside its range "
@@ -66,9 +68,9 @@ def check_edges(edges: Mapping[str, Any]) -> dict[str, F64]:
 
 def check_means(means: Mapping[str, Any], edges: Mapping[str, F64]) -> dict[str, F64]:
     """Read-only copies: one mean per bin, inside its bin."""
-    _check_axes(means, "means")
+    _check_axes(means, edges, "means")
     checked = {}
-    for axis in AXES:
+    for axis in edges:
         array = np.array(to_numpy(means[axis]), dtype=np.float64)
         low, high = edges[axis][:-1], edges[axis][1:]
         if array.shape != low.shape:
@@ -85,3 +87,15 @@ def check_means(means: Mapping[str, Any], edges: Mapping[str, F64]) -> dict[str,
         array.setflags(write=False)
         checked[axis] = array
     return checked
+
+
+def check_zero(axis: str, edges: F64, means: F64) -> None:
+    """ValueError unless the bin that holds 0 decodes to exactly 0."""
+    if not edges[0] <= 0 <= edges[-1]:
+        raise ValueError(f"zero_bin is set, but the edges of {axis} do not reach 0")
+    index = int(np.digitize(0.0, edges[1:-1]))
+    if means[index] != 0:
+        raise ValueError(
+            f"zero_bin is set, but means of {axis}[{index}], whose bin holds 0, is {means[index]} "
+            "and not 0; fit the grid again with zero_bin"
+        )

@@ -49,12 +49,12 @@ def _fill(inner: list[float], low: float, high: float, n: int, sliver: float) ->
     return np.asarray(edges, dtype=np.float64)
 
 
-def conditional_means(values: F64, edges: F64) -> F64:
-    """(n,) mean of the values inside each bin; the midpoint where a bin is empty."""
+def conditional_means(values: F64, edges: F64, *, empty: F64 | None = None) -> F64:
+    """(n,) mean of the values inside each bin; `empty`, or the midpoint, where there are none."""
     n = len(edges) - 1
     index = np.digitize(values, edges[1:-1])
     count = np.bincount(index, minlength=n)
     total = np.bincount(index, weights=values, minlength=n)
-    middle = 0.5 * (edges[:-1] + edges[1:])
-    means = np.where(count > 0, total / np.maximum(count, 1), middle)
+    otherwise = 0.5 * (edges[:-1] + edges[1:]) if empty is None else empty
+    means = np.where(count > 0, total / np.maximum(count, 1), otherwise)
     return np.asarray(np.clip(means, edges[:-1], edges[1:]), dtype=np.float64)

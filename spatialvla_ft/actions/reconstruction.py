@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from .arrays import to_numpy
-from .axes import ACTION_DIMS, F64, check_actions
+from .axes import F64
 from .grid import ActionGrid
 from .grid_checks import Decoding
+from .layout import check_actions
 
 
 @dataclass(frozen=True)
@@ -18,41 +19,44 @@ class Reconstruction:
     """Normalised actions and what is left of them after encoding and decoding.
 
     Attributes:
-        actions: (n, 7) normalised actions, clipped to [-1, 1] as `encode` does.
-        decoded: (n, 7) the same, decoded.
-        ids: (n, 3) relative token ids.
+        actions: (n, dim) normalised actions, clipped to [-1, 1] as `encode` does.
+        decoded: (n, dim) the same, decoded.
+        ids: (n, tokens) relative token ids.
+        names: of the dimensions.
     """
 
     actions: F64
     decoded: F64
     ids: np.ndarray[Any, np.dtype[np.int64]]
+    names: tuple[str, ...]
 
     @property
     def rmse(self) -> F64:
-        """(7,) root mean square error per dimension, normalised units."""
+        """(dim,) root mean square error per dimension, normalised units."""
         return np.asarray(np.sqrt(np.mean((self.decoded - self.actions) ** 2, axis=0)))
 
     @property
     def worst(self) -> F64:
-        """(7,) largest absolute error per dimension, normalised units."""
+        """(dim,) largest absolute error per dimension, normalised units."""
         return np.asarray(np.abs(self.decoded - self.actions).max(axis=0))
 
     def by_dimension(self) -> dict[str, dict[str, float]]:
         """{dimension: {"rmse", "max"}} in normalised units."""
         return {
             name: {"rmse": float(rmse), "max": float(worst)}
-            for name, rmse, worst in zip(ACTION_DIMS, self.rmse, self.worst, strict=True)
+            for name, rmse, worst in zip(self.names, self.rmse, self.worst, strict=True)
         }
 
 
 def reconstruct(grid: ActionGrid, actions: Any, *, mode: Decoding | None = None) -> Reconstruction:
-    """Encode and decode normalised actions (n, 7), n >= 1; `mode` as in `ActionGrid.decode`.
+    """Encode and decode normalised actions (n, dim), n >= 1; `mode` as in `ActionGrid.decode`.
 
     The gripper is compared with its own value, so a half-open one counts as half an error.
     """
-    array = check_actions(to_numpy(actions))
+    array = check_actions(to_numpy(actions), grid.action_space)
     if len(array) == 0:
         raise ValueError("actions has no rows; there is nothing to reconstruct")
     clipped = np.clip(array, -1.0, 1.0)
     ids = grid.encode(clipped)
-    return Reconstruction(clipped, grid.decode(ids, mode=mode), ids)
+    decoded = grid.decode(ids, mode=mode)
+    return Reconstruction(clipped, decoded, ids, grid.action_space.names)

@@ -28,12 +28,12 @@ class SpatialActionTokenizer:
     def __init__(self, tokenizer: Any, grid: ActionGrid) -> None:
         self.tokenizer = tokenizer
         self.grid = grid
-        have = _action_tokens(tokenizer)
+        have = action_tokens(tokenizer)
         self.num_added = 0
         if not have:
             tokens = [action_token(index) for index in range(grid.total)]
             self.num_added = int(tokenizer.add_tokens(tokens, special_tokens=True))
-            have = _action_tokens(tokenizer)
+            have = action_tokens(tokenizer)
         self.begin_id = _check_tokens(have, grid)
 
     @property
@@ -42,26 +42,26 @@ class SpatialActionTokenizer:
         return self.begin_id + self.grid.total
 
     def encode(self, actions: Any) -> Any:
-        """Normalised actions (n, 7) to absolute ids (n, 3) int64: translation, rotation, gripper.
+        """Normalised actions (n, dim) to absolute ids (n, tokens) int64, a column per slot.
 
         ValueError as `ActionGrid.encode`.
         """
         return self.grid.encode(actions) + self.begin_id
 
     def decode(self, ids: Any, *, mode: Any = None) -> Any:
-        """Absolute ids (n, 3) to normalised actions (n, 7) float64.
+        """Absolute ids (n, tokens) to normalised actions (n, dim) float64.
 
         ValueError names the id that is no action token, or one of another slot.
         """
         array = to_numpy(ids)
-        if array.ndim == 1 and len(array) == 3:
+        if array.ndim == 1 and len(array) == self.grid.tokens:
             array = array[None]
         self.grid.check_ids(array, begin=self.begin_id)
         relative = array.astype(np.int64) - self.begin_id
         return like(self.grid.decode(relative, mode=mode), ids)
 
     def text(self, actions: Any) -> str:
-        """The tokens of normalised actions (n, 7) as one string, three per action."""
+        """The tokens of normalised actions (n, dim) as one string."""
         return "".join(action_token(int(i)) for i in to_numpy(self.grid.encode(actions)).ravel())
 
 
@@ -70,7 +70,7 @@ def action_token(index: int) -> str:
     return f"<ACTION{index:05d}>"
 
 
-def _action_tokens(tokenizer: Any) -> dict[int, int]:
+def action_tokens(tokenizer: Any) -> dict[int, int]:
     """{relative id: absolute id} of the tokens called <ACTIONn>."""
     return {
         int(token[7:-1]): index

@@ -55,7 +55,8 @@ def _from_dataset(source: Path, card: Path | None, split: str) -> GridActions:
 def _from_file(source: Path) -> NDArray[np.float64]:
     import numpy as np
 
-    from spatialvla_ft.actions.axes import ACTION_DIMS, check_actions
+    from spatialvla_ft.actions.layout import check_actions
+    from spatialvla_ft.actions.spaces import end_effector_delta
 
     if source.suffix not in (".npy", ".npz"):
         raise ValueError(
@@ -77,8 +78,9 @@ def _from_file(source: Path) -> NDArray[np.float64]:
                     "normalised actions under that name"
                 )
             loaded = loaded[key]
+    space = end_effector_delta()
     try:
-        actions = check_actions(loaded)
+        actions = check_actions(loaded, space)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     if len(actions) == 0:
@@ -88,7 +90,7 @@ def _from_file(source: Path) -> NDArray[np.float64]:
     if outside.any():
         row, column = (int(i) for i in np.argwhere(outside)[0])
         raise ValueError(
-            f"{source}: actions[{row}, {column}] ({ACTION_DIMS[column]}) is "
+            f"{source}: actions[{row}, {column}] ({space.names[column]}) is "
             f"{actions[row, column]:g}, outside [-1, 1]; a file must hold NORMALISED actions. Give "
             "the dataset directory instead, and they are normalised by its statistics"
         )

@@ -15,7 +15,7 @@ from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 @dataclass(frozen=True)
 class Outputs:
-    """Answers to B prompts, N = 3 * action_chunk_size tokens each.
+    """Answers to B prompts, N = slots * action_chunk_size tokens each.
 
     Attributes:
         ids: absolute token ids.

@@ -120,9 +120,10 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], list[str | None]]:
 
 
 def _decode(processor: SpatialVLAProcessor, ids: Tensor, keys: list[str | None]) -> np.ndarray:
-    """(B, chunk, 7) float64 in the robot's units, or normalised without statistics."""
+    """(B, chunk, dim) float64 in the robot's units, or normalised without statistics."""
     if None in keys:
-        flat = processor.action_tokenizer.decode(ids.cpu().numpy().reshape(-1, 3))
-        return np.asarray(flat, np.float64).reshape(len(ids), -1, 7)
+        grid = processor.grid
+        flat = processor.action_tokenizer.decode(ids.cpu().numpy().reshape(-1, grid.tokens))
+        return np.asarray(flat, np.float64).reshape(len(ids), -1, grid.dim)
     decoded = processor.decode_actions(ids, unnorm_key=[key for key in keys if key is not None])
     return np.asarray(decoded["actions"], np.float64)

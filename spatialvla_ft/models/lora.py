@@ -22,6 +22,8 @@ from ..actions.adapt import adapt_embeddings
 from ..actions.grid import ActionGrid
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
+from .resize import set_action_rows
+from .small import ordered_table
 
 TARGETS = (
     r"(language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -85,13 +87,25 @@ def adapt_to_grid(
 ) -> None:
     """Re-initialise spatial embeddings, and the head's action rows, for a new grid (in place).
 
-    Each row becomes the trilinear interpolation of the old rows at the new bin's centre.
+    Each row becomes the trilinear interpolation of the old rows at the new bin's centre. Slots that
+    the old grid has nothing for, such as joints after an arm, start ordered: a random projection of
+    the frequency encoding of their values, with the mean and spread of the old rows per dimension.
+    The model grows or shrinks with the grid; `processor.set_grid` does the same for the tokenizer.
     """
-    table = model.spatial_embed_tokens.weight
-    table.copy_(adapt_embeddings(table.data, old, new))
-    if not model.config.tie_action_head:
-        rows = model.head_rows(slice(0, model.config.spatial_token_num))
-        rows.copy_(adapt_embeddings(rows.data.clone(), old, new))
+    first = ordered_table(new, model.config.text_config.hidden_size)
+    table = model.spatial_embed_tokens.weight.data
+    head = model.head_rows(slice(0, old.total)).data
+    tables = [
+        adapt_embeddings(rows, old, new, fresh=_like_rows(first, rows)) for rows in (table, head)
+    ]
+    set_action_rows(model, new.counts, *tables)
+
+
+def _like_rows(fresh: Tensor, rows: Tensor) -> Tensor:
+    """Fresh rows of unit spread, moved to the mean and spread of others in every dimension."""
+    rows = rows.float()
+    unit = (fresh - fresh.mean()) / fresh.std()
+    return unit.to(rows.device) * rows.std(dim=0) + rows.mean(dim=0)
 
 
 def spatial_rows(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor]:
@@ -139,7 +153,12 @@ def save_adapter(
     peft_model.save_pretrained(str(folder), save_embedding_layers=False)
     processor.save_pretrained(folder)
     save_file({k: v.contiguous() for k, v in rows.items()}, str(folder / ROWS_FILE))
-    content = {"base": base, "fingerprint": base_fingerprint, "overrides": overrides or {}}
+    content = {
+        "base": base,
+        "fingerprint": base_fingerprint,
+        "overrides": overrides or {},
+        "action_token_counts": list(processor.grid.counts),
+    }
     (folder / BASE_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -173,11 +192,9 @@ def load_with_adapter(
             f"{source} has {have}: it is another model, or already merged. Pass the original base"
         )
     rows = load_file(str(folder / ROWS_FILE))
-    with torch.no_grad():
-        model.spatial_embed_tokens.weight.copy_(rows["spatial_embed_tokens"])
-        if "lm_head_action_rows" in rows:
-            whole = slice(0, model.config.spatial_token_num)
-            model.head_rows(whole).copy_(rows["lm_head_action_rows"])
+    table = rows["spatial_embed_tokens"]
+    counts = recorded.get("action_token_counts", model.config.action_token_counts)
+    set_action_rows(model, counts, table, rows.get("lm_head_action_rows", table))
     return PeftModel.from_pretrained(model, str(folder))
 
 

@@ -362,7 +362,7 @@ class SpatialVLAForConditionalGeneration(
 
     @torch.no_grad()
     def predict_action(self, inputs: dict[str, Tensor]) -> Int[Tensor, "B N"]:
-        """Greedy action tokens, N = 3 * action_chunk_size, each step among the ids of its type.
+        """Greedy action tokens, N = slots * action_chunk_size, each among the ids of its slot.
 
         Args:
             inputs: what the processor returns for a picture and an instruction (no labels).

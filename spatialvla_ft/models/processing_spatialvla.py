@@ -1,8 +1,8 @@
 """The processor: pictures, words, cameras and actions to tensors, and token ids to robot actions.
 
-A sequence is `<image>` once per patch, `<bos>`, the instruction, a newline, and in training three
-action tokens per step and `<eos>`. Everything that belongs to a robot travels with it: the action
-grid, the statistics that normalise actions, and the intrinsics of the cameras.
+A sequence is `<image>` once per patch, `<bos>`, the instruction, a newline, and in training the
+action tokens (three per step of one arm) and `<eos>`. Everything that belongs to a robot travels
+with it: the action grid, the statistics that normalise actions, and the intrinsics of the cameras.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from .camera_inputs import (
 from .configuration_spatialvla import SpatialVLAConfig
 from .observation import ObservationLayout
 from .released import read_processor_config
+from .resize import with_action_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,13 @@ class SpatialVLAProcessor(ProcessorMixin):
         )
 
     def set_grid(self, grid: ActionGrid) -> None:
-        """Use another grid of the same size, e.g. one fitted to a new robot."""
+        """Use another grid, e.g. one fitted to a new robot.
+
+        A grid with more or fewer tokens gets a tokenizer with as many (`adapt_to_grid` does the
+        same for the model).
+        """
         self.grid = grid
+        self.tokenizer = with_action_tokens(self.tokenizer, grid.total)
         self.action_tokenizer = SpatialActionTokenizer(self.tokenizer, grid)
 
     # ---------------------------------------------------------------- files
@@ -112,7 +118,8 @@ class SpatialVLAProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
         image_processor = SiglipImageProcessorPil.from_pretrained(source, **hub)
         known = ("statistics", "intrinsic_config", "action_chunk_size")
-        own = (*known, "bin_policy", "action_config", "min_sigma", "image_processor", "observation")
+        own = (*known, "bin_policy", "action_config", "action_grid", "min_sigma")
+        own = (*own, "image_processor", "observation")
         return cls(
             image_processor,
             tokenizer,
@@ -185,7 +192,7 @@ class SpatialVLAProcessor(ProcessorMixin):
             text: the instruction, or one per prompt.
             unnorm_key: dataset name(s), which select the intrinsics when none are given, and the
                 statistics of proprioception.
-            suffix_actions: NORMALISED actions to learn, (T, 7) or (B, T, 7).
+            suffix_actions: NORMALISED actions to learn, (T, dim) or (B, T, dim); one arm has dim 7.
             intrinsic: K in pixels of the picture as given, (3, 3), one per picture or one per view.
             depth: metres, registered to the picture, (H, W) per picture; 0 or NaN unknown.
             return_tensors: "pt", the only form the model takes.
@@ -198,7 +205,7 @@ class SpatialVLAProcessor(ProcessorMixin):
         Returns:
             input_ids, attention_mask, token_type_ids (B, T); pixel_values (B, 3, S, S) in [0, 1];
             intrinsics (B, 3, 3) for the S x S picture; depth (B, S, S) where given; labels (B, T)
-            and actions (B, T, 7) where suffix_actions are given. With N views those of the pictures
+            and actions (B, T, dim) where suffix_actions are given. With N views those of the pictures
             have a second axis N, and camera_poses (B, N, 4, 4) come where extrinsics are given;
             proprio (B, W, K) where the layout has it.
         """
@@ -244,7 +251,7 @@ class SpatialVLAProcessor(ProcessorMixin):
             data["proprio"] = self._proprio(proprio, keys)
         actions = None
         if suffix_actions is not None:
-            actions = _batched_actions(suffix_actions, len(prompts))
+            actions = _batched_actions(suffix_actions, len(prompts), self.grid.dim)
             data["actions"] = torch.as_tensor(actions)
         side = padding_side or ("left" if actions is None else "right")
         data.update(self._sequences(texts, actions, side))
@@ -343,20 +350,24 @@ class SpatialVLAProcessor(ProcessorMixin):
         """Robot actions from token ids.
 
         Args:
-            ids: absolute ids, (B, 3 * chunk) or (3 * chunk,); exactly what `predict_action` gives.
+            ids: absolute ids, (B, tokens * chunk) or (tokens * chunk,), with the grid's number of
+                tokens per action (3 of one arm); exactly what `predict_action` gives.
             unnorm_key: dataset(s) whose statistics give the robot's units; None picks the only one.
 
         Returns:
-            "actions" (B, chunk, 7) in the robot's units, "normalised" (B, chunk, 7), "ids".
+            "actions" (B, chunk, dim) in the robot's units, "normalised" (B, chunk, dim), "ids".
         """
         array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
         array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[1] % 3:
+        tokens, dim = self.grid.tokens, self.grid.dim
+        if array.ndim != 2 or array.shape[1] % tokens:
+            slots = ", ".join(slot.name for slot in self.grid.slots)
             raise ValueError(
-                f"ids must be (B, 3 * chunk), three tokens per action, got shape {array.shape}"
+                f"ids must be (B, {tokens} * chunk), {tokens} tokens per action ({slots}), got "
+                f"shape {array.shape}"
             )
-        normalised = self.action_tokenizer.decode(array.reshape(-1, 3))
-        normalised = np.asarray(normalised).reshape(len(array), -1, 7)
+        normalised = self.action_tokenizer.decode(array.reshape(-1, tokens))
+        normalised = np.asarray(normalised).reshape(len(array), -1, dim)
         keys = [
             self.choose_statistics(key) for key in per_item(unnorm_key, len(array), "unnorm_key")
         ]
@@ -379,12 +390,12 @@ class SpatialVLAProcessor(ProcessorMixin):
         return key
 
 
-def _batched_actions(actions: Any, count: int) -> np.ndarray:
+def _batched_actions(actions: Any, count: int, dim: int) -> np.ndarray:
     array = np.asarray(actions.cpu() if isinstance(actions, Tensor) else actions, dtype=np.float32)
     array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or len(array) != count or array.shape[1] == 0:
+    if array.ndim != 3 or len(array) != count or array.shape[1] == 0 or array.shape[2] != dim:
         raise ValueError(
-            f"suffix_actions must be (T, 7), or (B, T, 7) with B = {count} images, got "
+            f"suffix_actions must be (T, {dim}), or (B, T, {dim}) with B = {count} images, got "
             f"{array.shape}"
         )
     worst = float(np.abs(array).max()) if np.isfinite(array).all() else 0.0

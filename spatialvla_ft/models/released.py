@@ -24,9 +24,16 @@ def read_processor_config(source: str | Path, **hub: Any) -> dict[str, Any] | No
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def token_counts(action_config: dict[str, Any]) -> tuple[int, int, int]:
-    """Translation, rotation and gripper tokens of a released `action_config`."""
-    bins = action_config["num_bins"]
+def token_counts(processor: dict[str, Any]) -> tuple[int, ...] | None:
+    """Tokens of each slot, from a processor's `action_grid`, or a released `action_config`.
+
+    None where the file has neither.
+    """
+    if "action_grid" in processor:
+        return tuple(processor["action_grid"]["token_counts"])
+    if "action_config" not in processor:
+        return None
+    bins = processor["action_config"]["num_bins"]
     translation, rotation = bins["translation"], bins["rotation"]
     return (
         translation["theta_bins"] * translation["phi_bins"] * translation["r_bins"],
@@ -40,12 +47,12 @@ def fill_from_processor_config(config: SpatialVLAConfig, source: str | Path) -> 
     if config.action_chunk_size is not None and config.action_token_counts is not None:
         return
     processor = read_processor_config(source)
-    if processor is None or "action_config" not in processor:
+    counts = None if processor is None else token_counts(processor)
+    if processor is None or counts is None:
         return
     if config.action_chunk_size is None:
         config.action_chunk_size = int(processor["action_chunk_size"])
     if config.action_token_counts is None:
-        counts = token_counts(processor["action_config"])
         if sum(counts) != config.spatial_token_num:
             raise ValueError(
                 f"{source}: the model has {config.spatial_token_num} action tokens, the grid in "

@@ -127,7 +127,7 @@ def small_model(
         image_token_index=processor.image_token_id,
         action_token_begin_idx=begin,
         spatial_token_num=grid.total,
-        action_token_counts=[grid.num_translation, grid.num_rotation, 2],
+        action_token_counts=list(grid.counts),
         action_chunk_size=processor.action_chunk_size,
         **specials,
         **config,
@@ -146,26 +146,19 @@ def ordered_table(
     """Spatial embeddings in which neighbouring bins start as neighbours.
 
     A random projection of the frequency encoding of what each token decodes to: translations of
-    their three coordinates, rotations of their three angles, the gripper of its state. As the
-    head's rows they meet hidden states of unit RMS, so their standard deviation is 2 / sqrt(D):
-    logits start with a spread of about 2, which lets training sharpen them at once.
+    their three coordinates, rotations of their three angles, a joint of its angle, the gripper of
+    its state. As the head's rows they meet hidden states of unit RMS, so their standard deviation
+    is 2 / sqrt(D): logits start with a spread of about 2, which lets training sharpen them at once.
     """
     std = 2 / hidden_size**0.5
-    rows = max(grid.num_translation, grid.num_rotation)
-    offsets = np.asarray(grid.offsets)
-    ids = np.zeros((rows, 3), np.int64) + offsets
-    ids[: grid.num_translation, 0] += np.arange(grid.num_translation)
-    ids[: grid.num_rotation, 1] += np.arange(grid.num_rotation)
-    ids[1, 2] += 1
+    ids = np.tile(np.asarray(grid.offsets), (max(grid.counts), 1))
+    for index, count in enumerate(grid.counts):
+        ids[:count, index] += np.arange(count)
     decoded = torch.as_tensor(grid.decode(ids), dtype=torch.float32)
-    parts = (
-        decoded[: grid.num_translation, 0:3],
-        decoded[: grid.num_rotation, 3:6],
-        decoded[:2, 6:7],
-    )
     generator = torch.Generator().manual_seed(seed)
     tables = []
-    for values in parts:
+    for slot, count in zip(grid.slots, grid.counts, strict=True):
+        values = decoded[:count, slot.start : slot.stop]
         features = frequency_encoding(values * np.pi, num_freqs)
         projection = torch.randn(features.shape[1], hidden_size, generator=generator)
         table = features @ projection

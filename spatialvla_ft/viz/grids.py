@@ -15,17 +15,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from spatialvla_ft.actions import ActionGrid
-from spatialvla_ft.actions.axes import ACTION_DIMS, AXES, F64, RANGES, axis_values
+from spatialvla_ft.actions.axes import F64, TRANSLATION_AXES
 from spatialvla_ft.actions.grid_checks import Decoding
+from spatialvla_ft.actions.layout import axis_ranges, fitted_values
 from spatialvla_ft.actions.reconstruction import Reconstruction, reconstruct
 
 _MEANING = {
     "theta": "θ, angle of the motion from +z (rad)",
     "phi": "φ, heading of the motion in the xy plane (rad)",
     "r": "r, length of the motion (normalised)",
-    "roll": "roll (normalised)",
-    "pitch": "pitch (normalised)",
-    "yaw": "yaw (normalised)",
 }
 _TICKS = {
     "theta": ([0, math.pi / 2, math.pi], ["0\nup, +z", "π/2\nlevel", "π\ndown, -z"]),
@@ -46,24 +44,24 @@ def plot_grid(grid: ActionGrid, actions: Any = None, *, title: str = "Action gri
         title: first line of the title.
     """
     result = None if actions is None else reconstruct(grid, actions)
+    rows = max(2, -(-len(grid.edges) // 3))
     figure = Figure(
-        figsize=(16, 13 if result else 8.5),
+        figsize=(16, 4.25 * rows + (4.5 if result else 0)),
         layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.08),
     )
     figure.suptitle(title + "\n" + _subtitle(grid, result), fontsize=12)
-    values = None if result is None else _axis_values(result.actions)
-    heights = [5, 1, 5, 1] + ([6.5] if result else [])
+    values = None if result is None else fitted_values(result.actions, grid.slots)
+    heights = [5, 1] * rows + ([6.5] if result else [])
     cells = figure.add_gridspec(len(heights), 4, height_ratios=heights)
-    for index, axis in enumerate(AXES):
+    for index, axis in enumerate(grid.edges):
         row, column = divmod(index, 3)
         top = figure.add_subplot(cells[2 * row, column])
         strip = figure.add_subplot(cells[2 * row + 1, column], sharex=top)
         _axis_panel(top, strip, grid, axis, None if values is None else values[axis])
-    gripper = None if result is None else result.actions[:, 6]
-    _gripper_panel(figure.add_subplot(cells[0:2, 3]), gripper)
+    _gripper_panel(figure.add_subplot(cells[0:2, 3]), grid, result)
     _legend(figure.add_subplot(cells[2:4, 3]), grid, with_data=result is not None)
     if result is not None:
-        for index in range(3):
+        for index in range(min(3, grid.dim)):
             _true_against_decoded(figure.add_subplot(cells[4, index]), result, index)
         _errors(figure.add_subplot(cells[4, 3]), grid, result)
     return figure
@@ -78,29 +76,23 @@ def save_grid_plot(
 
 
 def _subtitle(grid: ActionGrid, result: Reconstruction | None) -> str:
-    counts = " · ".join(f"{axis} {n}" for axis, n in zip(AXES, grid.bins, strict=False))
+    counts = " · ".join(f"{axis} {len(edges) - 1}" for axis, edges in grid.edges.items())
     modes = {"mean": "the mean of its bin", "midpoint": "the midpoint of its bin"}
     lines = [f"{grid.kind} bins: {counts}; {grid.total} tokens; a token decodes to "]
-    lines[0] += modes[grid.decoding]
+    lines[0] += modes[grid.decoding] + (", no motion to exactly that" if grid.zero_bin else "")
     if result is not None:
-        used = [len(np.unique(result.ids[:, slot])) for slot in (0, 1)]
-        lines.append(
-            f"{len(result.actions):,} actions use {used[0]} of {grid.num_translation} translation "
-            f"and {used[1]} of {grid.num_rotation} rotation tokens"
+        used = ", ".join(
+            f"{len(np.unique(result.ids[:, i]))} of {count} {slot.name}"
+            for i, (slot, count) in enumerate(zip(grid.slots, grid.counts, strict=True))
+            if slot.shape != "switch"
         )
+        lines.append(f"{len(result.actions):,} actions use {used} tokens")
     return "\n".join(lines)
-
-
-def _axis_values(actions: F64) -> dict[str, F64]:
-    """Values per axis; the heading of an action that does not translate is left out."""
-    values = axis_values(actions)
-    moving = values["r"] > 0
-    return values | {axis: values[axis][moving] for axis in ("theta", "phi")}
 
 
 def _axis_panel(top: Axes, strip: Axes, grid: ActionGrid, axis: str, values: F64 | None) -> None:
     """Histogram, fitted curve and edges above; share of the actions per bin below."""
-    edges, (low, high) = grid.edges[axis], RANGES[axis]
+    edges, (low, high) = grid.edges[axis], axis_ranges(grid.slots)[axis]
     curve_x, curve_y = _curve(grid, axis)
     ceiling = 1.15 * float(curve_y.max())
     if values is not None and len(values):
@@ -121,9 +113,18 @@ def _axis_panel(top: Axes, strip: Axes, grid: ActionGrid, axis: str, values: F64
     top.set_title(f"{axis}: {len(edges) - 1} bins", fontsize=11)
     top.tick_params(labelbottom=False)
     _strip(strip, edges, values)
-    strip.set_xlabel(_MEANING[axis])
-    if axis in _TICKS:
-        strip.set_xticks(*_TICKS[axis])
+    spherical, arm = _spherical(grid, axis)
+    strip.set_xlabel(arm + _MEANING[spherical] if spherical else f"{axis} (normalised)")
+    if spherical in _TICKS:
+        strip.set_xticks(*_TICKS[spherical])
+
+
+def _spherical(grid: ActionGrid, axis: str) -> tuple[str, str]:
+    """("theta", "phi" or "r", and the arm) of an axis of a translation; empty for another."""
+    for slot in grid.slots:
+        if slot.shape == "sphere" and axis in slot.axes:
+            return TRANSLATION_AXES[slot.axes.index(axis)], f"{slot.arm}: " if slot.arm else ""
+    return "", ""
 
 
 def _strip(strip: Axes, edges: F64, values: F64 | None) -> None:
@@ -149,7 +150,7 @@ def _curve(grid: ActionGrid, axis: str) -> tuple[F64, F64]:
     fit = None if grid.gaussians is None else grid.gaussians.get(axis)
     if grid.kind == "gaussian" and fit is not None:
         sigma = max(fit["sigma"], grid.min_sigma)
-        x = np.linspace(*RANGES[axis], 400)
+        x = np.linspace(edges[0], edges[-1], 400)
         density = np.exp(-0.5 * ((x - fit["mu"]) / sigma) ** 2)
         return x, density / np.trapezoid(density, x)
     n = len(edges) - 1
@@ -161,20 +162,25 @@ def _curve(grid: ActionGrid, axis: str) -> tuple[F64, F64]:
     return np.repeat(edges, 2)[1:-1], density
 
 
-def _gripper_panel(top: Axes, gripper: F64 | None) -> None:
-    top.set_title("gripper: 2 bins", fontsize=11)
+def _gripper_panel(top: Axes, grid: ActionGrid, result: Reconstruction | None) -> None:
+    """Share of the actions that close and that open each gripper."""
+    switches = [slot for slot in grid.slots if slot.shape == "switch"]
+    top.set_title(f"{', '.join(slot.name for slot in switches) or 'no gripper'}", fontsize=11)
     top.xaxis.set_major_locator(FixedLocator([0, 1]))
     top.set_xticklabels(["closed\n(below 0.5)", "open\n(from 0.5)"])
     top.set_xlim(-0.6, 1.6)
     top.yaxis.set_major_formatter(PercentFormatter(1.0))
     top.set_ylabel("share of the actions")
-    if gripper is None:
+    if result is None:
         top.set_ylim(0, 1)
         top.text(0.5, 0.5, "no actions given", ha="center", color=_EDGE)
         return
-    is_open = float((gripper >= 0.5).mean())
-    bars = top.bar([0, 1], [1 - is_open, is_open], color=_DATA, width=0.6)
-    top.bar_label(bars, fmt=lambda share: f"{share:.0%}")
+    width = 0.6 / max(1, len(switches))
+    for index, slot in enumerate(switches):
+        is_open = float((result.actions[:, slot.start] >= 0.5).mean())
+        at = np.array([0, 1]) + (index - (len(switches) - 1) / 2) * width
+        bars = top.bar(at, [1 - is_open, is_open], color=_DATA, width=0.9 * width, label=slot.name)
+        top.bar_label(bars, fmt=lambda share: f"{share:.0%}")
     top.set_ylim(0, 1.1)
 
 
@@ -207,7 +213,7 @@ def _legend(axes: Axes, grid: ActionGrid, *, with_data: bool) -> None:
 
 
 def _true_against_decoded(axes: Axes, result: Reconstruction, dim: int) -> None:
-    name = ACTION_DIMS[dim]
+    name = result.names[dim]
     shown = np.random.default_rng(0).permutation(len(result.actions))[:4000]
     axes.plot([-1, 1], [-1, 1], color=_FIT, lw=1.2, label="no loss")
     axes.plot(
@@ -224,7 +230,8 @@ def _true_against_decoded(axes: Axes, result: Reconstruction, dim: int) -> None:
 
 def _errors(axes: Axes, grid: ActionGrid, result: Reconstruction) -> None:
     """Root mean square error of every dimension, for both ways to decode."""
-    at = np.arange(6)
+    shown = [i for slot in grid.slots if slot.axes for i in range(slot.start, slot.stop)]
+    at = np.arange(len(shown))
     modes: tuple[tuple[Decoding, float, str], ...] = (
         ("midpoint", -0.2, _MIDPOINT),
         ("mean", 0.2, _MEAN),
@@ -232,9 +239,10 @@ def _errors(axes: Axes, grid: ActionGrid, result: Reconstruction) -> None:
     for mode, offset, colour in modes:
         rmse = reconstruct(grid, result.actions, mode=mode).rmse
         label = f"bin {mode}s" + (" (in use)" if mode == grid.decoding else "")
-        drawn = axes.bar(at + offset, rmse[:6], width=0.4, color=colour, label=label)
+        drawn = axes.bar(at + offset, rmse[shown], width=0.4, color=colour, label=label)
         axes.bar_label(drawn, fmt="%.3f", fontsize=7, padding=2, rotation=90)
-    axes.set_xticks(at, ACTION_DIMS[:6])
+    names = [result.names[i] for i in shown]
+    axes.set_xticks(at, names, rotation=90 if len(names) > 6 else 0)
     axes.set_ylabel("RMSE (normalised)")
     axes.set_title("Error by what a token decodes to", fontsize=11)
     axes.margins(y=0.3)

@@ -207,7 +207,7 @@ def test_a_token_of_another_slot_is_an_error(tiny, change):
 def test_words_and_half_actions_are_errors(tiny):
     with pytest.raises(ValueError, match="id"):
         tiny.decode_actions(np.array([5, 6, 7]))
-    with pytest.raises(ValueError, match="three tokens per action"):
+    with pytest.raises(ValueError, match="3 tokens per action"):
         tiny.decode_actions(np.arange(4))
 
 

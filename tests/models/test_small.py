@@ -56,15 +56,15 @@ def test_neighbouring_bins_start_as_neighbours():
     grid = ActionGrid.uniform(bins=(8, 10, 4, 6, 5, 4, 2))
     table = ordered_table(grid, 64).reshape(-1, 64)
     assert len(table) == grid.total
-    assert abs(float(table[: grid.num_translation].std()) - 2 / 64**0.5) < 1e-5
-    rotations = table[grid.num_translation : -2].reshape(6, 5, 4, 64)
+    assert abs(float(table[: grid.counts[0]].std()) - 2 / 64**0.5) < 1e-5
+    rotations = table[grid.counts[0] : -2].reshape(6, 5, 4, 64)
     for axis in range(3):
         n = rotations.shape[axis]
         middle = rotations.select(axis, n // 2)
         near = (rotations.select(axis, n // 2 - 1) - middle).norm(dim=-1).mean()
         far = (rotations.select(axis, 0) - middle).norm(dim=-1).mean()
         assert near < far
-    translations = table[: grid.num_translation].reshape(8, 10, 4, 64)
+    translations = table[: grid.counts[0]].reshape(8, 10, 4, 64)
     near = (translations[3] - translations[4]).norm(dim=-1).mean()
     far = (translations[0] - translations[7]).norm(dim=-1).mean()
     assert near < 0.7 * far

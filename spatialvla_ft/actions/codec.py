@@ -1,0 +1,116 @@
+"""How one slot turns action columns into token ids and ids into columns.
+
+Every slot can do it two ways: whole columns at once, and action by action in plain Python, which is
+faster for the few actions of a control step.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .axes import F64, spherical_from_xyz
+from .layout import Slot
+from .lookup import BinLookup
+
+I64 = NDArray[np.int64]
+RowEncoder = Callable[[list[float]], int]
+"""One clipped action to the relative id of one slot."""
+
+
+class SlotCodec:
+    """One slot with its bins.
+
+    Attributes:
+        slot: which dimensions it codes.
+        bins: of each axis; (2,) for a switch.
+        total: number of token ids.
+        offset: relative id of the slot's first token.
+    """
+
+    def __init__(self, slot: Slot, edges: Mapping[str, F64], offset: int) -> None:
+        self.slot = slot
+        self.offset = offset
+        self.bins = tuple(len(edges[axis]) - 1 for axis in slot.axes) or (2,)
+        self.total = math.prod(self.bins)
+        self._lookups = [BinLookup.of(edges[axis]) for axis in slot.axes]
+        self._inner = [edges[axis][1:-1].tolist() for axis in slot.axes]
+
+    def encode_columns(self, columns: F64, ids: I64) -> None:
+        """Clipped actions (dim of the space, n), one contiguous row per dimension, to ids (n,)."""
+        slot = self.slot
+        if slot.shape == "switch":
+            np.add(columns[slot.start] >= 0.5, self.offset, out=ids)
+            return
+        own: Any = columns[slot.start : slot.stop]
+        if slot.shape == "sphere":
+            own = spherical_from_xyz(own.T)
+        index = self._lookups[0](own[0])
+        for n, lookup, column in zip(self.bins[1:], self._lookups[1:], own[1:], strict=True):
+            index *= n
+            index += lookup(column)
+        np.add(index, self.offset, out=ids)
+
+    def row_encoder(self) -> RowEncoder:
+        """The same for one action, as a function with everything it needs bound."""
+        start, offset = self.slot.start, self.offset
+        if self.slot.shape == "switch":
+            return lambda row: offset + (row[start] >= 0.5)
+        if self.slot.shape == "sphere":
+            return _sphere_encoder(start, offset, self._inner, self.bins)
+        if self.slot.dim == 1:
+            inner = self._inner[0]
+            return lambda row: offset + bisect_right(inner, row[start])
+        return _lines_encoder(start, offset, self._inner, self.bins)
+
+    def table(self, centres: Mapping[str, F64]) -> F64:
+        """(total, dim) what every id decodes to, given the value of each bin of each axis."""
+        slot = self.slot
+        if slot.shape == "switch":
+            return np.array([[0.0], [1.0]])
+        values = np.meshgrid(*(centres[axis] for axis in slot.axes), indexing="ij")
+        if slot.shape == "sphere":
+            theta, phi, r = values
+            values = (
+                r * np.sin(theta) * np.cos(phi),
+                r * np.sin(theta) * np.sin(phi),
+                r * np.cos(theta),
+            )
+        table = np.stack(values, axis=-1).reshape(-1, slot.dim)
+        # + 0.0 makes a zero length a plain 0, never -0.
+        return np.asarray(np.clip(table, -1.0, 1.0) + 0.0 if slot.shape == "sphere" else table)
+
+
+def _sphere_encoder(
+    start: int, offset: int, inner: list[list[float]], bins: tuple[int, ...]
+) -> RowEncoder:
+    at_theta, at_phi, at_r = inner
+    _, n_phi, n_r = bins
+
+    def encode(row: list[float]) -> int:
+        x, y, z = row[start : start + 3]
+        rho2 = x * x + y * y
+        theta = bisect_right(at_theta, math.atan2(math.sqrt(rho2), z))
+        phi = bisect_right(at_phi, math.atan2(y, x))
+        return (theta * n_phi + phi) * n_r + bisect_right(at_r, math.sqrt(rho2 + z * z)) + offset
+
+    return encode
+
+
+def _lines_encoder(
+    start: int, offset: int, inner: list[list[float]], bins: tuple[int, ...]
+) -> RowEncoder:
+    at_roll, at_pitch, at_yaw = inner
+    _, n_pitch, n_yaw = bins
+
+    def encode(row: list[float]) -> int:
+        roll, pitch, yaw = row[start : start + 3]
+        first = bisect_right(at_roll, roll) * n_pitch + bisect_right(at_pitch, pitch)
+        return first * n_yaw + bisect_right(at_yaw, yaw) + offset
+
+    return encode

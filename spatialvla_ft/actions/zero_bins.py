@@ -1,0 +1,70 @@
+"""Bins that represent no motion exactly (`zero_bin`).
+
+A line gets a bin [-eps, eps], a length r a first bin [0, eps], which decode to exactly 0. eps lies
+halfway between 0 and the nearest other decoded value, so every number goes to the nearer of the
+two, as for an ordinary bin; the others keep equal probability. It is at least 1e-4, because
+normalising a motionless action in float32 may miss 0 by a little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .axes import F64
+
+SMALLEST_EPS = 1e-4
+"""Least half-width of a zero bin, normalised units."""
+
+Cut = Callable[[float, float, int], tuple[F64, F64]]
+"""(low, high, n) to the edges (n + 1,) and means (n,) of n bins of equal probability."""
+Share = Callable[[float, float], float]
+"""(low, high) to the probability strictly between them; any scale."""
+
+
+def cut_around_zero(
+    cut: Cut, share: Share, low: float, high: float, n: int, *, axis: str = "axis"
+) -> tuple[F64, F64]:
+    """Edges (n + 1,) and means (n,) of `n` bins on [low, high], one of which is exactly 0.
+
+    ValueError if there are too few bins: a length needs 2, a line 3.
+    """
+    least = 2 if low == 0 else 3
+    if n < least:
+        raise ValueError(
+            f"{axis} has {n} bins; with zero_bin it needs at least {least}, one of them for 0"
+        )
+    if low == 0:
+        right, right_means = _settle(lambda eps: cut(eps, high, n - 1))
+        return np.concatenate([[0.0], right]), np.concatenate([[0.0], right_means])
+    below, above = share(low, 0.0), share(0.0, high)
+    whole = below + above
+    wanted = (n - 1) * below / whole if whole > 0 else (n - 1) / 2
+    left = int(np.clip(round(wanted), 1, n - 2))
+
+    def both(eps: float) -> tuple[F64, F64]:
+        edges_left, means_left = cut(low, -eps, left)
+        edges_right, means_right = cut(eps, high, n - 1 - left)
+        means = np.concatenate([means_left, [0.0], means_right])
+        return np.concatenate([edges_left, edges_right]), means
+
+    return _settle(both)
+
+
+def _settle(bins_at: Callable[[float], tuple[F64, F64]]) -> tuple[F64, F64]:
+    """Bins for the smallest eps that is half of the nearest decoded value beside the zero bin.
+
+    That value grows with eps and stays below twice eps in the end, so walking up from the
+    smallest eps arrives.
+    """
+    eps = SMALLEST_EPS
+    edges, means = bins_at(eps)
+    for _ in range(100):
+        beside = np.abs(means[means != 0])
+        wanted = max(SMALLEST_EPS, 0.5 * float(beside.min()))
+        if wanted - eps <= 1e-9:
+            break
+        eps = wanted
+        edges, means = bins_at(eps)
+    return edges, means
