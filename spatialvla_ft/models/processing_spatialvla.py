@@ -205,9 +205,9 @@ class SpatialVLAProcessor(ProcessorMixin):
         Returns:
             input_ids, attention_mask, token_type_ids (B, T); pixel_values (B, 3, S, S) in [0, 1];
             intrinsics (B, 3, 3) for the S x S picture; depth (B, S, S) where given; labels (B, T)
-            and actions (B, T, dim) where suffix_actions are given. With N views those of the pictures
-            have a second axis N, and camera_poses (B, N, 4, 4) come where extrinsics are given;
-            proprio (B, W, K) where the layout has it.
+            and actions (B, T, dim) where suffix_actions are given. With N views those of the
+            pictures have a second axis N, and camera_poses (B, N, 4, 4) come where extrinsics are
+            given; proprio (B, W, K) where the layout has it.
         """
         if images is None or text is None:
             raise ValueError("the processor needs images and text")
