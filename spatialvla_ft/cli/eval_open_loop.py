@@ -17,7 +17,6 @@ def open_loop(
     unnorm_key: Annotated[
         str | None, typer.Option(help="Statistics to decode with; default the dataset's own.")
     ] = None,
-    camera: Annotated[str, typer.Option(help="Camera slot.")] = "primary",
     frames: Annotated[int, typer.Option(help="Steps to predict, evenly spaced.")] = 256,
     out: Annotated[Path | None, typer.Option(help="Write the numbers here as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
@@ -38,7 +37,13 @@ def open_loop(
         from spatialvla_ft.models.lora import load_policy_model
 
         model, processor = load_policy_model(checkpoint)
-        data = open_dataset(dataset, card=card, horizon=processor.action_chunk_size, split=split)
+        data = open_dataset(
+            dataset,
+            card=card,
+            horizon=processor.action_chunk_size,
+            split=split,
+            window=processor.layout.window,
+        )
         with Progress(console=Console(stderr=True), disable=as_json) as progress:
             bar = progress.add_task("steps", total=min(frames, len(data)))
             result = run_open_loop(
@@ -46,7 +51,6 @@ def open_loop(
                 processor,
                 data,
                 unnorm_key=unnorm_key,
-                camera=camera,
                 frames=frames,
                 on_frames=lambda n: progress.update(bar, completed=n),
             )

@@ -24,7 +24,6 @@ def export(
     ] = None,
     card: Annotated[Path | None, typer.Option(help="Dataset card; default card.yaml.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
-    camera: Annotated[str, typer.Option(help="Camera slot.")] = "primary",
     unnorm_key: Annotated[
         str | None, typer.Option(help="Statistics to decode with; default the dataset's own.")
     ] = None,
@@ -71,11 +70,14 @@ def export(
                 return random_inputs(processor, config, count=samples)
             from spatialvla_ft.data import open_dataset
 
-            horizon = processor.action_chunk_size
-            data = open_dataset(dataset, card=card, horizon=horizon, split=split)
-            return recorded_inputs(
-                data, processor, config, count=samples, camera=camera, unnorm_key=unnorm_key
+            data = open_dataset(
+                dataset,
+                card=card,
+                horizon=processor.action_chunk_size,
+                split=split,
+                window=processor.layout.window,
             )
+            return recorded_inputs(data, processor, config, count=samples, unnorm_key=unnorm_key)
 
         done = export_checkpoint(source, out, make_inputs, dtype=dtype, base=base, untie=untie)
     _write(report, done.to_dict())

@@ -18,7 +18,7 @@ from spatialvla_ft.data.cards import Card, Intrinsics, load_cards
 from spatialvla_ft.data.decode import decode_depth, decode_rgb, to_metres
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.index import FrameIndex, build_index
-from spatialvla_ft.data.sample import Sample
+from spatialvla_ft.data.sample import Observation, Sample
 from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def open_dataset(
     intrinsics: Mapping[str, Camera] | None = None,
     depth: bool | None = None,
     fast_dct: bool = True,
+    window: int = 1,
 ) -> RldsDataset:
     """A split of an RLDS dataset as samples; the index is built if there is none.
 
@@ -51,6 +52,7 @@ def open_dataset(
         intrinsics: cameras by slot, instead of those of the card.
         depth: whether samples carry the dataset's depth; None for where the card knows its scale.
         fast_dct: decode JPEG as TensorFlow does, see `decode_rgb`.
+        window: observed steps per sample, the present one included.
 
     Raises:
         DatasetError: no such split, a stale index, a card that does not fit.
@@ -72,6 +74,7 @@ def open_dataset(
         intrinsics=intrinsics or {},
         depth=depth,
         fast_dct=fast_dct,
+        window=window,
     )
 
 
@@ -113,6 +116,7 @@ class RldsDataset(Sequence[Sample]):
         intrinsics: cameras by slot, instead of those of the card.
         depth: whether samples carry depth; None for where the card knows its scale.
         fast_dct: decode JPEG as TensorFlow does.
+        window: observed steps per sample, the present one included.
     """
 
     def __init__(
@@ -125,9 +129,11 @@ class RldsDataset(Sequence[Sample]):
         intrinsics: Mapping[str, Camera],
         depth: bool | None,
         fast_dct: bool,
+        window: int = 1,
     ) -> None:
-        if horizon < 1:
-            raise DatasetError(f"horizon must be at least 1, got {horizon}")
+        for name, value in {"horizon": horizon, "window": window}.items():
+            if value < 1:
+                raise DatasetError(f"{name} must be at least 1, got {value}")
         self.frame_index = index
         self.card = card
         self.horizon = horizon
@@ -135,6 +141,7 @@ class RldsDataset(Sequence[Sample]):
         self.intrinsics = dict(intrinsics)
         self.depth = bool(card.depth) and card.depth_scale is not None if depth is None else depth
         self.fast_dct = fast_dct
+        self.window = window
         self.name = f"{index.name}/{index.version}"
         self._cache: OrderedDict[int, Standardised] = OrderedDict()
         self._check_card()
@@ -230,6 +237,20 @@ class RldsDataset(Sequence[Sample]):
         parts = [self._standardise(episode).action for episode in self.episodes.tolist()]
         return RawActions(np.concatenate(parts) if parts else np.empty((0, 7), np.float32))
 
+    def proprio(self) -> Float32[np.ndarray, "N n"]:
+        """Proprioception of all steps of all episodes, without decoding an image.
+
+        Raises:
+            DatasetError: the card names none.
+        """
+        if self.card.proprio is None:
+            raise DatasetError(
+                f"card {self.card.name!r} names no proprioception; add `proprio` to it, or leave "
+                "data.proprio off"
+            )
+        parts = [self._standardise(episode).proprio for episode in self.episodes.tolist()]
+        return np.concatenate(parts)
+
     def instructions(self) -> list[str]:
         """The distinct instructions of all episodes, sorted, without decoding an image."""
         found = set()
@@ -247,6 +268,7 @@ class RldsDataset(Sequence[Sample]):
             intrinsics=self.intrinsics,
             depth=self.depth,
             fast_dct=self.fast_dct,
+            window=self.window,
         )
 
     def locate(self, frame: int) -> tuple[int, int]:
@@ -283,23 +305,32 @@ class RldsDataset(Sequence[Sample]):
             raise IndexError(f"frame {frame} of {self.name}: there are {len(self)}")
         episode, row = self.locate(frame % len(self))
         trajectory = self._trajectory(episode)
-        step = int(trajectory.steps[row])
         count = len(trajectory.steps)
         ahead = np.arange(row, row + self.horizon)
-        images = self._images(trajectory, episode, step)
+        before = [max(row - back, 0) for back in range(self.window - 1, 0, -1)]
         return Sample(
-            images=images,
-            depth=self._depth(episode, step) if self.depth else None,
-            intrinsics=self._intrinsics(episode, step, images),
+            **self._observe(trajectory, episode, row),
+            history=tuple(Observation(**self._observe(trajectory, episode, r)) for r in before),
             instruction=trajectory.language[row] if trajectory.language else "",
             actions=RawActions(trajectory.action[np.minimum(ahead, count - 1)]),
             action_space=self._space,
             valid=ahead < count,
-            proprio=None if trajectory.proprio is None else trajectory.proprio[row],
             dataset=self.name,
             episode=episode,
-            step=step,
+            step=int(trajectory.steps[row]),
         )
+
+    def _observe(self, trajectory: Standardised, episode: int, row: int) -> dict[str, Any]:
+        """Fields of the observation at a row of a trajectory."""
+        step = int(trajectory.steps[row])
+        images = self._images(trajectory, episode, step)
+        return {
+            "images": images,
+            "depth": self._depth(episode, step) if self.depth else None,
+            "intrinsics": self._intrinsics(episode, step, images),
+            "extrinsics": self._extrinsics(episode, step),
+            "proprio": None if trajectory.proprio is None else trajectory.proprio[row],
+        }
 
     @cached_property
     def _space(self) -> ActionSpace:
@@ -354,10 +385,8 @@ class RldsDataset(Sequence[Sample]):
                 matrices[slot] = np.asarray(value, np.float64).reshape(3, 3)
         return matrices
 
-    def extrinsics(self, frame: int) -> dict[str, Float64[np.ndarray, "4 4"]]:
-        """Camera-to-base transform per slot at a frame, metres; empty if the card names none."""
-        episode, row = self.locate(frame)
-        step = int(self._trajectory(episode).steps[row])
+    def _extrinsics(self, episode: int, step: int) -> dict[str, Float64[np.ndarray, "4 4"]]:
+        """Camera-to-base transform per slot, metres; empty if the card names none."""
         return {
             slot: np.asarray(self.frame_index.value(key, episode, step), np.float64).reshape(4, 4)
             for slot, key in self.card.extrinsics.items()

@@ -59,6 +59,18 @@ def compute_statistics(
     )
 
 
+def proprio_statistics(dataset: RldsDataset) -> ActionStatistics:
+    """Statistics of the proprioception of a dataset; all of its numbers are normalised.
+
+    Raises:
+        DatasetError: the card names none, or a value is NaN or infinite.
+    """
+    values = dataset.proprio()
+    return compute_statistics(
+        RawActions(values), np.ones(values.shape[1], bool), num_trajectories=len(dataset.episodes)
+    )
+
+
 def dataset_statistics(dataset: RldsDataset, *, cache_dir: Path | None = None) -> ActionStatistics:
     """Statistics of the actions of a dataset.
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
-from spatialvla_ft.data.sample import Sample
+from spatialvla_ft.data.sample import Observation, Sample
+
+Seen = TypeVar("Seen", bound=Observation)
+"""A sample, or a past step of one."""
 
 K33 = Float64[np.ndarray, "3 3"]
 
@@ -66,8 +70,9 @@ def _nearest(old: int, new: int) -> np.ndarray:
     return np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
 
 
-def resize(sample: Sample, width: int, height: int) -> Sample:
-    """Every image squashed to `width` x `height`, with its depth and K."""
+def resize(sample: Seen, width: int, height: int) -> Seen:
+    """Every image squashed to `width` x `height`, with its depth and K; history too."""
+    sample = _with_history(sample, lambda past: resize(past, width, height))
     intrinsics = {}
     for slot, K in sample.intrinsics.items():
         old_height, old_width = sample.images[slot].shape[:2]
@@ -80,19 +85,21 @@ def resize(sample: Sample, width: int, height: int) -> Sample:
     )
 
 
-def squash(sample: Sample, size: int) -> Sample:
+def squash(sample: Seen, size: int) -> Seen:
     """Every image to a square of `size` pixels; the aspect ratio is not kept, as released."""
     return resize(sample, size, size)
 
 
-def crop(sample: Sample, boxes: dict[str, Box]) -> Sample:
+def crop(sample: Seen, boxes: dict[str, Box]) -> Seen:
     """Cut a box out of the image, depth and K of each slot in `boxes`; others stay.
 
-    Depth of another size than its image is cut at the same relative place.
+    Past steps are cut at the same place, so that a camera that stands still still does. Depth of
+    another size than its image is cut at the same relative place.
 
     Raises:
         ValueError: a slot that the sample has not, or a box that leaves its image.
     """
+    sample = _with_history(sample, lambda past: crop(past, boxes))
     images, intrinsics = dict(sample.images), dict(sample.intrinsics)
     depth = None if sample.depth is None else dict(sample.depth)
     for slot, box in boxes.items():
@@ -140,6 +147,12 @@ def random_resized_crop(sample: Sample, size: int, *, seed: int, area: float = 0
         height, width = sample.images[slot].shape[:2]
         boxes[slot] = random_box(generator, width, height, area=area)
     return squash(crop(sample, boxes), size)
+
+
+def _with_history(sample: Seen, apply: Callable[[Observation], Observation]) -> Seen:
+    if not isinstance(sample, Sample) or not sample.history:
+        return sample
+    return dataclasses.replace(sample, history=tuple(apply(past) for past in sample.history))
 
 
 def _each(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
+from ..data.sample import Observation
+from ..sim.card import SLOTS, proprio_of
 from ..sim.pool import Batch, EpisodeResult, SimPool
 from .intervals import wilson_interval
 from .policies import Policy, View
 
-CAMERA_OF_SLOT = {"primary": "front", "wrist": "wrist"}
+CAMERA_OF_SLOT = {slot: camera for camera, slot in SLOTS.items()}
 """Camera slots of datasets: names of the simulation's cameras."""
 
 
@@ -61,14 +65,26 @@ class ClosedLoop:
         }
 
 
-def view_of(batch: Batch, camera: str | None) -> View:
-    """What a policy sees of a batch of episodes, through a camera; None shows no picture."""
+def view_of(batch: Batch, cameras: Sequence[str]) -> View:
+    """What a policy with these cameras (slots) is shown of a batch of episodes."""
+
+    def of_each(values: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+        return {slot: values[CAMERA_OF_SLOT[slot]][row] for slot in cameras}
+
+    proprio = proprio_of(batch.state)
     return View(
         episodes=tuple(int(seed) for seed in batch.seeds),
         fresh=batch.steps == 0,
-        images=None if camera is None else batch.images[camera],
-        depth=None if camera is None else batch.depth.get(camera),
-        intrinsics=None if camera is None else batch.intrinsics[camera],
+        observations=tuple(
+            Observation(
+                images=of_each(batch.images, row),
+                depth=of_each(batch.depth, row),
+                intrinsics=of_each(batch.intrinsics, row),
+                extrinsics=of_each(batch.extrinsics, row),
+                proprio=proprio[row],
+            )
+            for row in range(len(batch))
+        ),
         gripper=batch.state[:, 6],
         instructions=batch.instructions,
     )
@@ -80,7 +96,6 @@ def run_closed_loop(
     task: str,
     seeds: Sequence[int],
     *,
-    camera: str = "front",
     workers: int = 1,
     parallel: int = 16,
     image_size: int = 64,
@@ -94,12 +109,15 @@ def run_closed_loop(
     The actions of the first `traced` episodes are kept.
     """
     settings = {
-        "camera": camera,
         "image_size": image_size,
         "camera_mode": camera_mode,
         "distractors": distractors,
     }
-    seen = camera if policy.looks else None
+    unknown = sorted(set(policy.cameras) - set(CAMERA_OF_SLOT))
+    if unknown:
+        raise ValueError(
+            f"the policy looks through {unknown}; the simulation has {sorted(CAMERA_OF_SLOT)}"
+        )
     pool = SimPool(
         robot,
         task,
@@ -107,7 +125,7 @@ def run_closed_loop(
         workers=workers,
         parallel=parallel,
         image_size=image_size,
-        cameras=() if seen is None else (seen,),
+        cameras=tuple(CAMERA_OF_SLOT[slot] for slot in policy.cameras),
         camera_mode=camera_mode,
         distractors=distractors,
     )
@@ -115,7 +133,7 @@ def run_closed_loop(
     with pool:
         while not pool.done:
             batch = pool.observe()
-            actions = policy.act(view_of(batch, seen))
+            actions = policy.act(view_of(batch, policy.cameras))
             for seed, action in zip(batch.seeds.tolist(), actions, strict=True):
                 if seed in traces:
                     traces[seed].append(action.tolist())

@@ -53,7 +53,6 @@ def run_open_loop(
     dataset: RldsDataset,
     *,
     unnorm_key: str | None = None,
-    camera: str = "primary",
     frames: int = 256,
     batch_size: int = 16,
     on_frames: Callable[[int], None] | None = None,
@@ -66,7 +65,6 @@ def run_open_loop(
         dataset: with the model's chunk as horizon.
         unnorm_key: statistics to decode with; None takes the dataset's own if the processor has
             them, else its only ones.
-        camera: slot the model looks through.
         frames: at most this many steps.
         batch_size: steps per prediction.
         on_frames: told how many steps are done.
@@ -76,7 +74,8 @@ def run_open_loop(
     unnorm_key = processor.choose_statistics(unnorm_key)
     statistics = ActionStatistics.from_dict(processor.statistics[unnorm_key])
     sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
-    collate = Collator(processor, camera, "sensor" if sensor else "estimate", with_actions=False)
+    depth = "sensor" if sensor else "estimate"
+    collate = Collator(processor, depth, with_actions=False, unnorm_key=unnorm_key)
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(frames, len(dataset))).round())
     truths, guesses, valid, hits = [], [], [], []
     for start in range(0, len(chosen), batch_size):

@@ -8,40 +8,39 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, UInt8
+from jaxtyping import Bool, Float32, Float64
 
+from ..data.sample import Observation
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..training.collate import DepthInput, observation_inputs
 
 
 @dataclass(frozen=True)
 class View:
-    """What a policy sees of B running episodes, through one camera.
+    """What a policy is shown of B running episodes.
 
     Attributes:
         episodes: (B,) identifies each episode from step to step.
         fresh: (B,) True right after a reset.
-        images: RGB; None for a policy that does not look.
-        depth: metres, 0 where unknown; None without a sensor.
-        intrinsics: K of these pictures; None for a policy that does not look.
+        observations: one per episode, with the policy's cameras; empty pictures for a policy
+            without cameras.
         gripper: (B,) opening, 1 open to 0 closed.
         instructions: one per episode.
     """
 
     episodes: tuple[int, ...]
     fresh: Bool[np.ndarray, " B"]
-    images: UInt8[np.ndarray, "B H W 3"] | None
-    depth: Float32[np.ndarray, "B H W"] | None
-    intrinsics: Float64[np.ndarray, "B 3 3"] | None
+    observations: tuple[Observation, ...]
     gripper: Float32[np.ndarray, " B"]
     instructions: tuple[str, ...]
 
 
 class Policy(Protocol):
-    """Views to robot actions; `looks` is False where pictures need not be rendered."""
+    """Views to robot actions; `cameras` are the slots it looks through, none if it does not."""
 
     name: str
-    looks: bool
+    cameras: tuple[str, ...]
 
     def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
         """One action per episode, in the robot's units."""
@@ -52,7 +51,7 @@ class NoMotion:
     """Stays where it is and holds the gripper."""
 
     name = "no motion"
-    looks = False
+    cameras = ()
 
     def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
         """Zeros, and the gripper as it is."""
@@ -65,7 +64,7 @@ class MeanAction:
     """Always does the demonstrations' mean action."""
 
     name = "mean action"
-    looks = False
+    cameras = ()
 
     def __init__(self, mean: Float64[np.ndarray, " 7"]) -> None:
         self.mean = np.asarray(mean, np.float64)
@@ -86,8 +85,6 @@ class ModelPolicy:
         name: in reports.
     """
 
-    looks = True
-
     def __init__(
         self,
         model: SpatialVLAForConditionalGeneration,
@@ -104,14 +101,20 @@ class ModelPolicy:
         self.unnorm_key = unnorm_key
         self.execute = execute or chunk
         self.name = name
-        self.uses_depth = model.config.use_vision_zoe and model.config.vision_zoe_config is None
+        self.cameras = processor.layout.cameras
+        sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
+        self.depth: DepthInput = "sensor" if sensor else "estimate"
         self._queues: dict[int, deque[np.ndarray]] = {}
+        self._seen: dict[int, deque[Observation]] = {}
 
     def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
         """The next action of each episode's chunk."""
-        for episode, fresh in zip(view.episodes, view.fresh, strict=True):
+        for episode, fresh, now in zip(view.episodes, view.fresh, view.observations, strict=True):
             if fresh:
                 self._queues.pop(episode, None)
+                self._seen.pop(episode, None)
+            window = self.processor.layout.window
+            self._seen.setdefault(episode, deque([now] * window, window)).append(now)
         need = [i for i, e in enumerate(view.episodes) if not self._queues.get(e)]
         if need:
             for i, chunk in zip(need, self._predict(view, need), strict=True):
@@ -119,13 +122,16 @@ class ModelPolicy:
         return np.stack([self._queues[e].popleft() for e in view.episodes]).astype(np.float64)
 
     def _predict(self, view: View, rows: list[int]) -> np.ndarray:
-        if self.uses_depth and view.depth is None:
-            raise ValueError("this model takes the sensor's depth, and the view has none")
+        episodes = [view.episodes[i] for i in rows]
         inputs = self.processor(
-            images=[view.images[i] for i in rows],
+            **observation_inputs(
+                [tuple(self._seen[e]) for e in episodes],
+                self.processor.layout,
+                self.depth,
+                [f"episode {e}" for e in episodes],
+            ),
             text=[view.instructions[i] for i in rows],
-            intrinsic=[view.intrinsics[i] for i in rows],
-            depth=[view.depth[i] for i in rows] if self.uses_depth else None,
+            unnorm_key=self.unnorm_key,
         )
         device = next(self.model.parameters()).device
         inputs = {k: v.to(device) for k, v in inputs.items() if isinstance(v, torch.Tensor)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,6 @@ def recorded_inputs(
     config: SpatialVLAConfig,
     *,
     count: int,
-    camera: str = "primary",
     unnorm_key: str | None = None,
 ) -> Inputs:
     """Evenly spaced steps of a dataset.
@@ -61,15 +60,15 @@ def recorded_inputs(
         raise ValueError("the dataset has no step to store as an input; pass another one")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round())
     samples = [dataset[int(i)] for i in chosen]
-    collate = Collator(
-        processor, camera, "sensor" if takes_depth(config) else "estimate", with_actions=False
-    )
     name = samples[0].dataset
     if unnorm_key is None and name in processor.statistics:
         unnorm_key = name
+    unnorm_key = processor.choose_statistics(unnorm_key)
+    depth = "sensor" if takes_depth(config) else "estimate"
+    collate = Collator(processor, depth, with_actions=False, unnorm_key=unnorm_key)
     return Inputs(
         tensors=collate(samples),
-        keys=[processor.choose_statistics(unnorm_key)] * len(samples),
+        keys=[unnorm_key] * len(samples),
         texts=[sample.instruction for sample in samples],
         origin=f"{len(samples)} steps of {name}",
     )
@@ -84,17 +83,37 @@ def random_inputs(
     names: list[str | None] = [*sorted(processor.statistics)] or [None]
     keys = [names[i % len(names)] for i in range(count)]
     texts = [RANDOM_TEXTS[i % len(RANDOM_TEXTS)] for i in range(count)]
+    views = processor.layout.num_views
+
+    def of_each_view(make: Callable[[], np.ndarray]) -> list[list[np.ndarray]]:
+        return [[make() for _ in range(views)] for _ in range(count)]
+
+    def metres() -> np.ndarray:
+        return rng.uniform(0.3, 1.5, (size, size)).astype(np.float32)
+
     inputs = processor(
-        images=[_blocks(rng, size) for _ in range(count)],
+        images=of_each_view(lambda: _blocks(rng, size)),
         text=texts,
-        intrinsic=[_intrinsic(processor, key, size) for key in keys],
-        depth=(
-            [rng.uniform(0.3, 1.5, (size, size)).astype(np.float32) for _ in range(count)]
-            if takes_depth(config)
-            else None
-        ),
+        unnorm_key=keys if names[0] is not None else None,
+        intrinsic=[_intrinsics(processor, key, size) for key in keys],
+        depth=of_each_view(metres) if takes_depth(config) else None,
+        proprio=_proprio(processor, keys, rng),
     )
     return Inputs(dict(inputs), keys, texts, f"{count} random pictures (no dataset was given)")
+
+
+def _proprio(
+    processor: SpatialVLAProcessor, keys: Sequence[str | None], rng: np.random.Generator
+) -> np.ndarray | None:
+    """(count, W, K) between the quantiles of each robot, or None where the model reads none."""
+    if processor.layout.proprio_dim is None:
+        return None
+    rows = []
+    for key in keys:
+        entry = processor.statistics[processor.choose_statistics(key)]["proprio"]
+        shape = (processor.layout.window, processor.layout.proprio_dim)
+        rows.append(rng.uniform(entry["q01"], entry["q99"], shape))
+    return np.stack(rows)
 
 
 def _blocks(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -104,9 +123,17 @@ def _blocks(rng: np.random.Generator, size: int) -> np.ndarray:
     return cells[where][:, where]
 
 
-def _intrinsic(processor: SpatialVLAProcessor, key: str | None, size: int) -> np.ndarray:
-    entry = processor.intrinsic_config.get(key or "") or processor.intrinsic_config.get("default")
-    if entry is None:
-        return np.array([[size, 0, size / 2], [0, size, size / 2], [0, 0, 1]], np.float64)
-    scale = np.array([size / entry["width"], size / entry["height"], 1.0])
-    return np.asarray(np.asarray(entry["intrinsic"], np.float64) * scale[:, None])
+def _intrinsics(processor: SpatialVLAProcessor, key: str | None, size: int) -> list[np.ndarray]:
+    """K of every view for a picture of `size`; a plausible one where the camera is not known."""
+    layout = processor.layout
+    config = processor.intrinsic_config
+    matrices = []
+    for i, camera in enumerate(layout.cameras):
+        entry = config.get(key or "") or config.get("default") or {}
+        entry = entry if i == 0 else entry.get("cameras", {}).get(camera, {})
+        if entry:
+            scale = np.array([size / entry["width"], size / entry["height"], 1.0])
+            matrices.append(np.asarray(entry["intrinsic"], np.float64) * scale[:, None])
+        else:
+            matrices.append(np.array([[size, 0, size / 2], [0, size, size / 2], [0, 0, 1.0]]))
+    return matrices * layout.window

@@ -118,9 +118,15 @@ def spatial_rows(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor]
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A short hash of names, shapes and values of all parameters."""
+    """A short hash of names, shapes and values of all parameters.
+
+    Observation tokens are left out: where they exist an adapter always carries its own, and those
+    of a base that has none are random.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("observation_tokens."):
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from jaxtyping import Float32
 
 from spatialvla_ft.sim.recording import DEPTH_SCALE
 from spatialvla_ft.sim.robots import Robot
@@ -43,6 +45,12 @@ def dataset_card(robot: Robot, cameras: Sequence[str], version: str) -> dict[str
             "terms": ["observation.state[0:6]", "zeros(1)", "observation.state[-1:]"],
         },
     }
+
+
+def proprio_of(state: Float32[np.ndarray, "B 7"]) -> Float32[np.ndarray, "B 8"]:
+    """Proprioception of a running simulation as the card standardises a recording's."""
+    none = np.zeros((len(state), 1), np.float32)
+    return np.concatenate([state[:, :6], none, state[:, -1:]], axis=1)
 
 
 def write_card(path: Path, name: str, card: dict[str, Any]) -> None:

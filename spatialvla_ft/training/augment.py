@@ -7,15 +7,20 @@ one. The defaults of a recipe's `data.augment` are those of the released pipelin
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
 from ..data.sample import Sample
-from ..data.transforms import Box, crop, random_box
+from ..data.transforms import Box, Seen, crop, random_box
+
+Jitter = list[tuple[Callable[[Tensor, float], Tensor], float]]
+"""Adjustments of colour and their amounts, in order."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,32 @@ class Augment:
                 height, width = sample.images[camera].shape[:2]
                 boxes[camera] = random_box(generator, width, height, area=self.crop_area)
             sample = crop(sample, boxes)
-        images = {
-            camera: self._jitter(sample.images[camera], generator)
-            for camera in sorted(sample.images)
-        }
-        return dataclasses.replace(sample, images=images)
+        jitters = {camera: self._jitter(generator) for camera in sorted(sample.images)}
+        past = tuple(_recoloured(step, jitters) for step in sample.history)
+        return dataclasses.replace(_recoloured(sample, jitters), history=past)
 
-    def _jitter(
-        self, image: UInt8[np.ndarray, "H W 3"], generator: np.random.Generator
-    ) -> UInt8[np.ndarray, "H W 3"]:
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    def _jitter(self, generator: np.random.Generator) -> Jitter:
+        """Adjustments of one camera's pictures, the same for every step of a sample."""
+        jitter: Jitter = []
         for adjust, strength in (
             (colour.adjust_brightness, self.brightness),
             (colour.adjust_contrast, self.contrast),
             (colour.adjust_saturation, self.saturation),
         ):
             if strength > 0:
-                pixels = adjust(pixels, float(generator.uniform(1 - strength, 1 + strength)))
+                jitter.append((adjust, float(generator.uniform(1 - strength, 1 + strength))))
         if self.hue > 0:
-            pixels = colour.adjust_hue(pixels, float(generator.uniform(-self.hue, self.hue)))
-        return pixels.permute(1, 2, 0).contiguous().numpy()
+            jitter.append((colour.adjust_hue, float(generator.uniform(-self.hue, self.hue))))
+        return jitter
+
+
+def _recoloured(step: Seen, jitters: dict[str, Jitter]) -> Seen:
+    images = {camera: _recolour(image, jitters[camera]) for camera, image in step.images.items()}
+    return dataclasses.replace(step, images=images)
+
+
+def _recolour(image: UInt8[np.ndarray, "H W 3"], jitter: Jitter) -> UInt8[np.ndarray, "H W 3"]:
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    for adjust, amount in jitter:
+        pixels = adjust(pixels, amount)
+    return pixels.permute(1, 2, 0).contiguous().numpy()

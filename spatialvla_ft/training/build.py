@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +18,10 @@ from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.normalise import ActionStatistics, NormalisedActions, normalise
 from ..data.dataset import RldsDataset, holdout, open_dataset
-from ..data.statistics import dataset_statistics
+from ..data.statistics import dataset_statistics, proprio_statistics
 from ..models.lora import adapt_to_grid, attach_lora, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
 from .augment import Augment
@@ -42,6 +45,7 @@ class Run:
         augment: what training varies, or None.
         rows: spatial table and head rows before training (adapters need them to be loaded again).
         base_fingerprint: of the checkpoint that training started from; None for a new model.
+        overrides: config fields that differ from the base's.
     """
 
     recipe: Recipe
@@ -54,6 +58,7 @@ class Run:
     augment: Augment | None
     rows: dict[str, Tensor]
     base_fingerprint: str | None
+    overrides: dict[str, Any]
 
     @property
     def spatialvla(self) -> SpatialVLAForConditionalGeneration:
@@ -63,13 +68,15 @@ class Run:
 
 def build(recipe: Recipe) -> Run:
     """Open the data, make or load the model, fit or keep the grid, attach adapters."""
-    chunk = _chunk(recipe)
-    parts = [_open(entry, chunk, recipe) for entry in recipe.data.datasets]
+    chunk, layout = _chunk_and_layout(recipe)
+    parts = [_open(entry, chunk, layout.window, recipe) for entry in recipe.data.datasets]
     datasets = [train for train, _ in parts]
     heldout = [held for _, held in parts if held is not None]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) != len(names):
         raise RecipeError(f"data.datasets name the same dataset twice: {names}")
+    layout = _with_proprio(recipe, layout, datasets)
+    overrides = {**recipe.model.overrides, **_observation_fields(layout)}
     statistics = {dataset.name: dataset_statistics(dataset) for dataset in datasets}
     for name, known in statistics.items():
         if known.degenerate.any():
@@ -82,9 +89,9 @@ def build(recipe: Recipe) -> Run:
     grid = _grid(recipe.grid, recipe, datasets, statistics)
     base_fingerprint = None
     if recipe.model.new is not None:
-        model, processor = _new(recipe, datasets, grid)
+        model, processor = _new(recipe, datasets, grid, overrides)
     else:
-        model, processor = _load(recipe)
+        model, processor = _load(recipe, overrides)
         base_fingerprint = fingerprint(model)
         if grid is not None:
             if grid.bins != processor.grid.bins:
@@ -98,8 +105,13 @@ def build(recipe: Recipe) -> Run:
             # Tokens of a refitted grid mean nothing in the units of the base's datasets.
             processor.statistics.clear()
             processor.intrinsic_config.clear()
+    processor.layout = layout
     processor.statistics.update({name: s.to_dict() for name, s in statistics.items()})
-    processor.intrinsic_config.update(_intrinsics(datasets, recipe.data.camera))
+    if layout.proprio_dim is not None:
+        for dataset in datasets:
+            entry = proprio_statistics(dataset).to_dict()["action"]
+            processor.statistics[dataset.name]["proprio"] = entry
+    processor.intrinsic_config.update(_intrinsics(datasets, layout.cameras))
     _check_depth(recipe, model)
 
     rows = spatial_rows(model)
@@ -112,7 +124,10 @@ def build(recipe: Recipe) -> Run:
             alpha=recipe.lora.alpha,
             dropout=recipe.lora.dropout,
             targets=recipe.lora.targets,
-            train_whole=tuple(recipe.lora.train_whole),
+            train_whole=(
+                *recipe.lora.train_whole,
+                *(() if layout.is_released else ("observation_tokens",)),
+            ),
         )
     else:
         _freeze(model, recipe.train.freeze)
@@ -123,26 +138,75 @@ def build(recipe: Recipe) -> Run:
         datasets=datasets,
         weights=[entry.weight for entry in recipe.data.datasets],
         heldout=heldout,
-        collate=Collator(processor, recipe.data.camera, recipe.data.depth),
+        collate=Collator(processor, recipe.data.depth),
         augment=Augment(**recipe.data.augment.model_dump()) if recipe.data.augment else None,
         rows=rows,
         base_fingerprint=base_fingerprint,
+        overrides=overrides,
     )
 
 
-def _chunk(recipe: Recipe) -> int:
+def _chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:
+    """Actions per prediction and what is observed; proprioception is settled by the data."""
     base = recipe.model.base
     if base is not None and base.count("/") != 1 and not Path(base).is_dir():
         raise RecipeError(
             f"model.base {base} is no folder; give a checkpoint folder, or OWNER/NAME on the Hub"
         )
     if recipe.model.new is not None:
-        return recipe.model.new.action_chunk_size
-    return SpatialVLAProcessor.from_pretrained(recipe.model.base).action_chunk_size
+        chunk, known = recipe.model.new.action_chunk_size, ObservationLayout()
+    else:
+        processor = SpatialVLAProcessor.from_pretrained(base)
+        chunk, known = processor.action_chunk_size, processor.layout
+    data = recipe.data
+    layout = ObservationLayout(
+        known.cameras if data.cameras is None else tuple(data.cameras),
+        known.window if data.window is None else data.window,
+        known.proprio_dim if data.proprio is not False else None,
+    )
+    if not known.is_released and layout.num_views != known.num_views:
+        raise RecipeError(
+            f"{base} sees {known.window} step(s) of {known.cameras}, data asks for {layout.window} "
+            f"of {layout.cameras}: a model that learnt several views keeps their number"
+        )
+    return chunk, layout
 
 
-def _open(entry: Dataset, chunk: int, recipe: Recipe) -> tuple[RldsDataset, RldsDataset | None]:
-    dataset = open_dataset(entry.path, card=entry.card, horizon=chunk, split=entry.split)
+def _with_proprio(
+    recipe: Recipe, layout: ObservationLayout, datasets: Sequence[RldsDataset]
+) -> ObservationLayout:
+    """The layout with as many numbers of proprioception as the data has, if it is wanted."""
+    wanted = recipe.data.proprio or (recipe.data.proprio is None and layout.proprio_dim is not None)
+    if not wanted:
+        return layout
+    dims = {dataset.name: dataset.proprio().shape[1] for dataset in datasets}
+    if layout.proprio_dim is not None:
+        dims["the base"] = layout.proprio_dim
+    if len(set(dims.values())) != 1:
+        raise RecipeError(
+            f"proprioception of different widths cannot be one input: {dims}; train on datasets "
+            "that agree, or set data.proprio: false"
+        )
+    return dataclasses.replace(layout, proprio_dim=next(iter(dims.values())))
+
+
+def _observation_fields(layout: ObservationLayout) -> dict[str, Any]:
+    """Config fields of a layout; none for the released one, so that configs stay as they are."""
+    if layout.is_released:
+        return {}
+    return {
+        "num_cameras": len(layout.cameras),
+        "observation_window": layout.window,
+        "proprio_dim": layout.proprio_dim,
+    }
+
+
+def _open(
+    entry: Dataset, chunk: int, window: int, recipe: Recipe
+) -> tuple[RldsDataset, RldsDataset | None]:
+    dataset = open_dataset(
+        entry.path, card=entry.card, horizon=chunk, split=entry.split, window=window
+    )
     train, held = dataset, None
     if recipe.data.holdout > 0:
         train, held = holdout(dataset, recipe.data.holdout, recipe.seed)
@@ -190,7 +254,10 @@ def fit_grid(
 
 
 def _new(
-    recipe: Recipe, datasets: Sequence[RldsDataset], grid: ActionGrid
+    recipe: Recipe,
+    datasets: Sequence[RldsDataset],
+    grid: ActionGrid,
+    overrides: dict[str, Any],
 ) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
     new = recipe.model.new
     texts = sorted({text for dataset in datasets for text in dataset.instructions()})
@@ -207,39 +274,47 @@ def _new(
         vision=new.vision,
         text=new.text,
         seed=recipe.seed,
-        **{**new.config, **recipe.model.overrides},
+        **{**new.config, **overrides},
     )
     return model, processor
 
 
-def _load(recipe: Recipe) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
+def _load(
+    recipe: Recipe, overrides: dict[str, Any]
+) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
     base = recipe.model.base
+    torch.manual_seed(recipe.seed)  # what the base does not have starts from random numbers
     model = SpatialVLAForConditionalGeneration.from_pretrained(
-        base, dtype=torch.float32, **recipe.model.overrides
+        base, dtype=torch.float32, **overrides
     )
     return model, SpatialVLAProcessor.from_pretrained(base)
 
 
-def _intrinsics(datasets: Sequence[RldsDataset], camera: str) -> dict[str, dict]:
-    """K of the first frame of each dataset, for `intrinsic_config`."""
+def _intrinsics(datasets: Sequence[RldsDataset], cameras: Sequence[str]) -> dict[str, dict]:
+    """K of the first frame of each dataset's cameras, for `intrinsic_config`."""
     known = {}
     for dataset in datasets:
         sample = dataset[0]
-        if camera not in sample.images:
-            raise RecipeError(
-                f"data.camera is {camera!r}, but {dataset.name} has {sorted(sample.images)}"
-            )
-        if camera not in sample.intrinsics:
-            raise RecipeError(
-                f"{dataset.name} has no intrinsics of camera {camera!r}: add them to its card "
-                "(intrinsics: {" + camera + ": ...}), or data_mixtures/ shows known ones"
-            )
-        height, width = sample.images[camera].shape[:2]
-        known[dataset.name] = {
-            "intrinsic": sample.intrinsics[camera].tolist(),
-            "height": int(height),
-            "width": int(width),
-        }
+        entries = {}
+        for camera in cameras:
+            if camera not in sample.images:
+                raise RecipeError(
+                    f"data.cameras names {camera!r}, but {dataset.name} has {sorted(sample.images)}"
+                )
+            if camera not in sample.intrinsics:
+                raise RecipeError(
+                    f"{dataset.name} has no intrinsics of camera {camera!r}: add them to its card "
+                    "(intrinsics: {" + camera + ": ...}), or data_mixtures/ shows known ones"
+                )
+            height, width = sample.images[camera].shape[:2]
+            entries[camera] = {
+                "intrinsic": sample.intrinsics[camera].tolist(),
+                "height": int(height),
+                "width": int(width),
+            }
+        first, *others = cameras
+        further = {"cameras": {name: entries[name] for name in others}} if others else {}
+        known[dataset.name] = {**entries[first], **further}
     return known
 
 

@@ -1,4 +1,4 @@
-"""From samples to model inputs: normalise actions, pick the camera, call the processor."""
+"""From samples to model inputs: normalise actions, pick the cameras, call the processor."""
 
 from __future__ import annotations
 
@@ -10,63 +10,123 @@ import torch
 from torch import Tensor
 
 from ..actions.normalise import ActionStatistics, normalise
-from ..data.sample import Sample
+from ..data.sample import Observation, Sample
+from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
+
+DepthInput = Literal["sensor", "estimate"]
+
+CURES = {
+    "images": "choose other data.cameras, or filter such steps",
+    "depth": "set data.depth: estimate to use ZoeDepth",
+    "intrinsics": "put intrinsics for this camera into the dataset's card",
+}
 
 
 class Collator:
     """Samples to a batch that the model trains on.
 
     Args:
-        processor: knows every dataset's statistics under `Sample.dataset`.
-        camera: which camera slot the model looks through.
+        processor: knows every dataset's statistics under `Sample.dataset`, and which cameras,
+            steps and proprioception make a prompt.
         depth: "sensor" hands the sample's depth to the model, "estimate" leaves it to ZoeDepth.
         with_actions: False makes prompts, for prediction.
+        unnorm_key: statistics of all samples, where they are not those of their dataset.
     """
 
     def __init__(
         self,
         processor: SpatialVLAProcessor,
-        camera: str,
-        depth: Literal["sensor", "estimate"],
+        depth: DepthInput,
         *,
         with_actions: bool = True,
+        unnorm_key: str | None = None,
     ) -> None:
         self.processor = processor
-        self.camera = camera
-        self.depth = depth
+        self.depth: DepthInput = depth
         self.with_actions = with_actions
+        self.unnorm_key = unnorm_key
         self.statistics = {
             name: ActionStatistics.from_dict(entry) for name, entry in processor.statistics.items()
         }
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """One batch; a missing image, depth or K raises and names the sample."""
+        keys = [self.unnorm_key or s.dataset for s in samples]
         actions = None
         if self.with_actions:
-            actions = np.stack([normalise(s.actions, self.statistics[s.dataset]) for s in samples])
+            actions = np.stack(
+                [
+                    normalise(s.actions, self.statistics[key])
+                    for s, key in zip(samples, keys, strict=True)
+                ]
+            )
+        layout = self.processor.layout
         inputs = self.processor(
-            images=[self._of(s, "images", s.images) for s in samples],
-            text=[s.instruction for s in samples],
-            intrinsic=[self._of(s, "intrinsics", s.intrinsics) for s in samples],
-            depth=(
-                [self._of(s, "depth", s.depth or {}) for s in samples]
-                if self.depth == "sensor"
-                else None
+            **observation_inputs(
+                [s.observations for s in samples],
+                layout,
+                self.depth,
+                [f"{s.dataset}, episode {s.episode}, step {s.step}" for s in samples],
             ),
+            text=[s.instruction for s in samples],
+            unnorm_key=keys if layout.proprio_dim is not None else None,
             suffix_actions=actions,
         )
         return {k: v for k, v in inputs.items() if k != "actions" and isinstance(v, torch.Tensor)}
 
-    def _of(self, sample: Sample, what: str, values: dict[str, Any]) -> Any:
-        if self.camera not in values:
-            cures = {
-                "images": "choose another data.camera, or filter such steps",
-                "depth": "set data.depth: estimate to use ZoeDepth",
-                "intrinsics": "put intrinsics for this camera into the dataset's card",
-            }
+
+def observation_inputs(
+    prompts: Sequence[Sequence[Observation]],
+    layout: ObservationLayout,
+    depth: DepthInput,
+    places: Sequence[str],
+) -> dict[str, Any]:
+    """Arguments of the processor for the observations of each prompt, oldest step first.
+
+    Args:
+        prompts: `layout.window` observations each.
+        layout: which cameras, and whether proprioception, make a prompt.
+        depth: "sensor" takes the observations' depth along.
+        places: where each prompt comes from, for errors.
+
+    Raises:
+        ValueError: an image, depth or K is missing, or there are fewer steps than the window.
+    """
+    for steps, place in zip(prompts, places, strict=True):
+        if len(steps) != layout.window:
             raise ValueError(
-                f"{sample.dataset}, episode {sample.episode}, step {sample.step} has no {what} of "
-                f"camera {self.camera!r} (it has {sorted(values)}); {cures[what]}"
+                f"{place} comes with {len(steps)} step(s), the model sees {layout.window}: open "
+                f"the dataset with window={layout.window}"
             )
-        return values[self.camera]
+
+    def views(what: str) -> list[list[Any]]:
+        return [
+            [_of(step, what, camera, place) for step in steps for camera in layout.cameras]
+            for steps, place in zip(prompts, places, strict=True)
+        ]
+
+    inputs: dict[str, Any] = {"images": views("images"), "intrinsic": views("intrinsics")}
+    if depth == "sensor":
+        inputs["depth"] = views("depth")
+    if layout.num_views > 1:
+        unknown = np.full((4, 4), np.nan)
+        inputs["extrinsics"] = [
+            [step.extrinsics.get(camera, unknown) for step in steps for camera in layout.cameras]
+            for steps in prompts
+        ]
+    if layout.proprio_dim is not None:
+        for steps, place in zip(prompts, places, strict=True):
+            if any(step.proprio is None for step in steps):
+                raise ValueError(f"{place} has no proprioception, and the model reads it")
+        inputs["proprio"] = np.stack([[step.proprio for step in steps] for steps in prompts])
+    return inputs
+
+
+def _of(step: Observation, what: str, camera: str, place: str) -> Any:
+    values = getattr(step, what) or {}
+    if camera not in values:
+        raise ValueError(
+            f"{place} has no {what} of camera {camera!r} (it has {sorted(values)}); {CURES[what]}"
+        )
+    return values[camera]

@@ -213,7 +213,7 @@ def save_result(run: Run, model: nn.Module, folder: Path) -> None:
             folder,
             base=str(run.recipe.model.base),
             base_fingerprint=run.base_fingerprint or "",
-            overrides=run.recipe.model.overrides,
+            overrides=run.overrides,
         )
     else:
         model.save_pretrained(folder)

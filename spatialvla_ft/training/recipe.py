@@ -78,7 +78,12 @@ class Data(Section):
     """What is learnt from."""
 
     datasets: list[Dataset] = Field(min_length=1)
-    camera: str = "primary"
+    cameras: list[str] | None = Field(None, min_length=1)
+    """Slots the model looks through, the reference camera first; None keeps the base's."""
+    window: int | None = Field(None, ge=1)
+    """Observed steps, the present one included; None keeps the base's."""
+    proprio: bool | None = None
+    """Whether the model reads the dataset's proprioception; None keeps the base's."""
     depth: Literal["sensor", "estimate"] = "estimate"
     """`sensor` takes the dataset's depth, `estimate` the model's ZoeDepth."""
     holdout: float = Field(0.05, ge=0, lt=1)

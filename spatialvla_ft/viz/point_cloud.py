@@ -72,14 +72,13 @@ def cell_points(
 
 def two_views(dataset: RldsDataset, *, slot: str = "primary", among: int = 24) -> list[CameraFrame]:
     """First frames of the two episodes, of the first few, whose cameras look from most apart."""
-    episodes = [dataset.subset(dataset.episodes[i : i + 1]) for i in range(among)][
-        : len(dataset.episodes)
-    ]
-    forward = np.array([episode.extrinsics(0)[slot][:3, 2] for episode in episodes])
-    first, second = np.unravel_index(np.argmin(forward @ forward.T), (len(episodes),) * 2)
+    few = dataset.episodes[:among]
+    samples = [dataset.subset(few[i : i + 1])[0] for i in range(len(few))]
+    forward = np.array([sample.extrinsics[slot][:3, 2] for sample in samples])
+    first, second = np.unravel_index(np.argmin(forward @ forward.T), (len(samples),) * 2)
     frames = []
     for name, index in zip("AB", sorted({int(first), int(second)}), strict=False):
-        sample = episodes[index][0]
+        sample = samples[index]
         assert sample.depth is not None
         K = sample.intrinsics[slot]
         height = sample.images[slot].shape[0]

@@ -18,7 +18,7 @@ from spatialvla_ft.viz.run_files import Outcome
 
 @dataclass(frozen=True)
 class Replay:
-    """One episode, seen by the camera that the policy saw it with.
+    """One episode, seen by the front camera.
 
     Attributes:
         seed, instruction: which episode.
@@ -72,7 +72,7 @@ def _play_one(outcome: Outcome, seed: int, size: int, renderer: object) -> Repla
     from spatialvla_ft.sim.env import TabletopEnv
 
     settings = outcome.settings
-    camera = settings["camera"]
+    camera = "front"
     env = TabletopEnv(
         outcome.robot,
         outcome.task,

@@ -42,7 +42,7 @@ def test_every_sample_equals_tfds(demo, tfds_read):
             state = observation["state"]
             np.testing.assert_array_equal(sample.proprio, [*state[:6], 0, state[6]])
             np.testing.assert_array_equal(
-                dataset.extrinsics(frame - 1)["primary"], observation["extrinsics_front"]
+                sample.extrinsics["primary"], observation["extrinsics_front"]
             )
     assert frame == len(dataset) == dataset.num_frames == 27
 

@@ -104,7 +104,7 @@ def demo_episode(number, length):
             "image_wrist": _smooth(rng, 24, 32),
             "depth_front": depth,
             "intrinsics_front": K,
-            "extrinsics_front": np.eye(4, dtype=np.float32) * (t + 1),
+            "extrinsics_front": np.eye(4, k=3, dtype=np.float32) * t + np.eye(4, dtype=np.float32),
             "state": rng.normal(size=7).astype(np.float32),
         }
         step = {

@@ -22,7 +22,7 @@ def batch_of(seeds, step):
         images={"front": np.full((count, 4, 5, 3), step, np.uint8)},
         depth={"front": np.full((count, 4, 5), 0.5, np.float32)},
         intrinsics={"front": np.repeat(np.diag([4.0, 5, 1])[None], count, 0)},
-        extrinsics={},
+        extrinsics={"front": np.repeat(np.eye(4)[None], count, 0) * (1 + step)},
         state=np.tile(np.array([0, 0, 0, 0, 0, 0, 0.9], np.float32), (count, 1)),
         instructions=tuple(f"do {seed}" for seed in seeds),
     )
@@ -59,7 +59,7 @@ class FakePool:
 
 class Counting:
     name = "counting"
-    looks = True
+    cameras = ("primary",)
 
     def __init__(self):
         self.views = []
@@ -96,15 +96,25 @@ def test_counts_and_traces(monkeypatch):
     assert content["settings"]["first_seed"] == 2
 
 
-def test_a_view_is_one_camera_of_the_batch():
-    view = view_of(batch_of([8, 9], 3), "front")
+def test_a_view_is_what_the_policy_looks_through():
+    view = view_of(batch_of([8, 9], 3), ("primary",))
     assert view.episodes == (8, 9)
-    assert view.images[0, 0, 0, 0] == 3
-    np.testing.assert_array_equal(view.intrinsics[1], np.diag([4, 5, 1]))
+    seen = view.observations[1]
+    assert seen.images["primary"][0, 0, 0] == 3
+    np.testing.assert_array_equal(seen.intrinsics["primary"], np.diag([4, 5, 1]))
+    np.testing.assert_array_equal(seen.extrinsics["primary"], 4 * np.eye(4))
+    np.testing.assert_allclose(seen.proprio, [0, 0, 0, 0, 0, 0, 0, 0.9])
     np.testing.assert_allclose(view.gripper, 0.9)
     with pytest.raises(KeyError, match="wrist"):
-        view_of(batch_of([8], 0), "wrist")
-    assert view_of(batch_of([8], 0), None).images is None
+        view_of(batch_of([8], 0), ("wrist",))
+    assert view_of(batch_of([8], 0), ()).observations[0].images == {}
+
+
+def test_a_camera_that_the_simulation_has_not():
+    policy = Counting()
+    policy.cameras = ("primary", "left_shoulder")
+    with pytest.raises(ValueError, match=r"looks through \['left_shoulder'\]; the simulation has"):
+        run_closed_loop(policy, "robot_a", "touch", [2])
 
 
 def test_two_episodes_in_simulation_without_motion():

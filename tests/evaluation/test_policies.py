@@ -10,7 +10,9 @@ import pytest
 import torch
 from tiny_world import NAME, depth_map, picture, tiny_model, tiny_processor
 
+from spatialvla_ft.data.sample import Observation
 from spatialvla_ft.evaluation.policies import MeanAction, ModelPolicy, NoMotion, View
+from spatialvla_ft.models.observation import ObservationLayout
 
 
 def view(episodes, fresh=None, depth=True):
@@ -18,9 +20,14 @@ def view(episodes, fresh=None, depth=True):
     return View(
         episodes=tuple(episodes),
         fresh=np.zeros(count, bool) if fresh is None else np.asarray(fresh),
-        images=np.stack([picture(e) for e in episodes]),
-        depth=np.stack([depth_map(e) for e in episodes]) if depth else None,
-        intrinsics=np.stack([np.diag([60.0, 50 + e, 1]) for e in episodes]),
+        observations=tuple(
+            Observation(
+                images={"primary": picture(e)},
+                depth={"primary": depth_map(e)} if depth else None,
+                intrinsics={"primary": np.diag([60.0, 50 + e, 1])},
+            )
+            for e in episodes
+        ),
         gripper=np.array([e / 10 for e in episodes], np.float32),
         instructions=tuple(f"go to {e}" for e in episodes),
     )
@@ -54,6 +61,7 @@ class FakeProcessor:
     """Action k of the chunk of call c for "go to e" is (e, c, k, 0, ...)."""
 
     action_chunk_size = 3
+    layout = ObservationLayout()
 
     def __init__(self):
         self.seen = []
@@ -102,8 +110,8 @@ def test_episodes_keep_their_queues_when_others_come_and_go():
         [[3, 2, 2], [2, 3, 0]],
     ]
     assert policy.processor.seen[1]["text"] == ["go to 3"]
-    np.testing.assert_array_equal(policy.processor.seen[1]["images"][0], picture(3))
-    assert policy.processor.seen[1]["intrinsic"][0][1, 1] == 53
+    np.testing.assert_array_equal(policy.processor.seen[1]["images"][0][0], picture(3))
+    assert policy.processor.seen[1]["intrinsic"][0][0][1, 1] == 53
 
 
 def test_a_fresh_episode_forgets_its_old_plan():
@@ -113,11 +121,25 @@ def test_a_fresh_episode_forgets_its_old_plan():
 
 
 def test_depth_goes_in_only_where_it_is_an_input():
-    with pytest.raises(ValueError, match="takes the sensor's depth, and the view has none"):
+    with pytest.raises(ValueError, match="episode 1 has no depth of camera 'primary'"):
         ModelPolicy(FakeModel(), FakeProcessor()).act(view([1], depth=False))
     estimating = ModelPolicy(FakeModel(zoe=object()), FakeProcessor())
     estimating.act(view([1]))
-    assert estimating.processor.seen[0]["depth"] is None
+    assert estimating.processor.seen[0].get("depth") is None
+
+
+def test_a_window_holds_the_last_steps_and_repeats_the_first():
+    processor = FakeProcessor()
+    processor.layout = ObservationLayout(window=3)
+    policy = ModelPolicy(FakeModel(zoe=object()), processor, execute=1)
+    told = [view([e], [e == 1]) for e in (1, 2, 3, 4, 5)]
+    for i, one in enumerate(told):  # one episode whose picture changes
+        policy.act(dataclasses.replace(one, episodes=(9,), fresh=np.array([i in (0, 4)])))
+    steps = [[1, 1, 1], [1, 1, 2], [1, 2, 3], [2, 3, 4], [5, 5, 5]]
+    for call, wanted in zip(processor.seen, steps, strict=True):
+        for got, e in zip(call["images"][0], wanted, strict=True):
+            np.testing.assert_array_equal(got, picture(e))
+        assert [K[1, 1] for K in call["intrinsic"][0]] == [50 + e for e in wanted]
 
 
 @pytest.mark.parametrize("execute", [0, 4])
@@ -133,8 +155,12 @@ def test_a_real_model_does_what_processor_and_model_say():
     policy = ModelPolicy(model, processor)
     got = np.stack([policy.act(one), policy.act(dataclasses.replace(one))], axis=1)
     for i in range(2):
+        seen = one.observations[i]
         inputs = processor(
-            one.images[i], one.instructions[i], intrinsic=one.intrinsics[i], depth=one.depth[i]
+            seen.images["primary"],
+            one.instructions[i],
+            intrinsic=seen.intrinsics["primary"],
+            depth=seen.depth["primary"],
         )
         wanted = processor.decode_actions(model.predict_action(inputs), NAME)["actions"][0]
         np.testing.assert_array_equal(got[i], wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tiny_world import NAME, MadeUp, statistics, tiny_processor
 
+from spatialvla_ft.models.observation import ObservationLayout
 from spatialvla_ft.training.collate import Collator
 
 
@@ -23,7 +25,7 @@ def samples():
 
 
 def test_a_batch_of_training(processor, samples):
-    batch = Collator(processor, "primary", "sensor")(samples)
+    batch = Collator(processor, "sensor")(samples)
     assert set(batch) == {
         "input_ids", "attention_mask", "token_type_ids", "labels", "pixel_values", "intrinsics",
         "depth",
@@ -43,7 +45,7 @@ def test_a_batch_of_training(processor, samples):
 
 
 def test_prompts_and_estimated_depth(processor, samples):
-    batch = Collator(processor, "primary", "estimate", with_actions=False)(samples)
+    batch = Collator(processor, "estimate", with_actions=False)(samples)
     assert "labels" not in batch
     assert "depth" not in batch
     assert bool(batch["attention_mask"][:, -1].all())
@@ -58,8 +60,10 @@ def test_the_chosen_camera_is_used(processor, samples):
         )
         for s in samples
     ]
-    wrist = Collator(processor, "wrist", "estimate")(both)
-    primary = Collator(processor, "primary", "estimate")(both)
+    looking_down = copy.copy(processor)
+    looking_down.layout = ObservationLayout(("wrist",))
+    wrist = Collator(looking_down, "estimate")(both)
+    primary = Collator(processor, "estimate")(both)
     total = wrist["pixel_values"] + primary["pixel_values"]
     torch.testing.assert_close(total.mean(), torch.tensor(1.0), rtol=0, atol=0.02)
     assert wrist["intrinsics"][0, 0, 0] == 9 * 32 / 64
@@ -76,4 +80,4 @@ def test_the_chosen_camera_is_used(processor, samples):
 def test_what_a_sample_lacks_is_named(processor, samples, change, message):
     broken = [samples[0], dataclasses.replace(samples[1], **change)]
     with pytest.raises(ValueError, match=f"{NAME}.*{message}"):
-        Collator(processor, "primary", "sensor")(broken)
+        Collator(processor, "sensor")(broken)

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 SETTINGS = {
-    "camera": "front",
     "image_size": 32,
     "camera_mode": "random",
     "distractors": 0,

@@ -68,18 +68,17 @@ class Episodes:
     def subset(self, which):
         return Episodes(self.directions, which)
 
-    def extrinsics(self, row):
+    def __getitem__(self, row):
         assert row == 0
         pose = np.eye(4)
         pose[:3, 2] = self.directions[self.episodes[0]]
-        return {"primary": pose}
 
-    def __getitem__(self, row):
         class Sample:
             episode = int(self.episodes[0])
             images = {"primary": frame().image}  # noqa: RUF012
             depth = {"primary": frame().depth}  # noqa: RUF012
             intrinsics = {"primary": K}  # noqa: RUF012
+            extrinsics = {"primary": pose}  # noqa: RUF012
 
         return Sample
 

@@ -66,7 +66,7 @@ def test_the_page_needs_nothing_else(page):
         "2 min 53 s",
         "From scratch on B (baseline) robot_b touch 12/50 24 % 14 % to 37 % 0/50 61.2",
         "Adapted, exported robot_b touch 36/50 72 %",
-        "camera front, image size 32, camera mode random, distractors 0, first seed 1000",
+        "image size 32, camera mode random, distractors 0, first seed 1000",
         "Adapted (LoRA) 0.0011",
         "no motion 7.5000",
         "Adapted (LoRA) 211 robot_b_touch/1.0.0 31 % 42 % 100 %",
