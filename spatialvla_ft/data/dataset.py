@@ -249,7 +249,7 @@ class RldsDataset(Sequence[Sample]):
                 "data.proprio off"
             )
         parts = [self._standardise(episode).proprio for episode in self.episodes.tolist()]
-        return np.concatenate(parts)
+        return np.concatenate([part for part in parts if part is not None])
 
     def instructions(self) -> list[str]:
         """The distinct instructions of all episodes, sorted, without decoding an image."""
