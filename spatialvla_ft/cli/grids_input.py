@@ -33,6 +33,37 @@ def read_actions(source: Path, *, card: Path | None, split: str) -> GridActions:
     return GridActions(source.name, _from_file(source), None, ("normalised",) * 7)
 
 
+def read_gaussians(source: Path, name: str | None = None) -> dict[str, dict[str, float]]:
+    """{axis: {mu, sigma}} from a YAML or JSON file that holds one fit, or several by name.
+
+    ValueError names the file, what is wrong with it and the cure.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{source} does not exist; give a YAML or JSON file of fits") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is neither YAML nor JSON: {error}") from None
+    fits = content.get("gaussians", content) if isinstance(content, dict) else None
+    if not isinstance(fits, dict) or not all(isinstance(value, dict) for value in fits.values()):
+        raise ValueError(
+            f"{source} must hold {{axis: {{mu, sigma}}}} for x, y, z, theta, phi, r, roll, pitch "
+            "and yaw, or such fits by name"
+        )
+    if "theta" in fits:
+        if name is not None:
+            raise ValueError(f"{source} holds one fit without a name; leave out {name!r}")
+        return fits
+    if name is None and len(fits) == 1:
+        return next(iter(fits.values()))
+    if name not in fits:
+        what = "holds several fits" if name is None else f"has no fit called {name!r}"
+        raise ValueError(f"{source} {what}; name one of {sorted(fits)} (--gaussians-of)")
+    return fits[name]
+
+
 def _from_dataset(source: Path, card: Path | None, split: str) -> GridActions:
     from spatialvla_ft.actions.normalise import normalise
     from spatialvla_ft.data import open_dataset

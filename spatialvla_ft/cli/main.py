@@ -15,6 +15,7 @@ from spatialvla_ft.cli import (
     export,
     grids_fit,
     grids_plot,
+    init_base,
     quickstart,
     train,
 )
@@ -29,6 +30,7 @@ grids = typer.Typer(no_args_is_help=True, help="Fit and look at adaptive action 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a policy, open loop and closed loop.")
 app.add_typer(data, name="data")
 app.command("quickstart")(quickstart.quickstart)
+app.command("init-base")(init_base.init_base)
 app.command("train")(train.train)
 app.command("export")(export.export)
 data.command("record")(data_record.record)

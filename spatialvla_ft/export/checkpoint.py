@@ -21,6 +21,7 @@ from .source import find_source, load_source, merge, untie_head, unwrap
 from .stored import VerifyReport, verify_export, write_stored
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SHARD = "5GB"  # as the released checkpoints are cut
 
 MakeInputs = Callable[[SpatialVLAProcessor, SpatialVLAConfig], Inputs]
 
@@ -112,9 +113,6 @@ def export_checkpoint(
             along = run_model(model, inputs.tensors, ids=exact.ids)
         write_stored(scratch, inputs, outputs, processor, model.config.action_token_begin_idx)
         parameters = sum(p.numel() for p in model.parameters())
-        mode = (scratch / "config.json").stat().st_mode
-        for file in scratch.iterdir():
-            file.chmod(mode)  # safetensors files are born readable by their owner only
         del model, merged.model
         verified = verify_export(scratch)
         if not verified.same:
@@ -141,14 +139,14 @@ def export_checkpoint(
     )
 
 
-def refuse_used(out: Path) -> None:
-    """ValueError unless `out` is free or an empty folder."""
+def refuse_used(out: Path, option: str = "--out") -> None:
+    """ValueError unless `out`, the value of a command's option, is free or an empty folder."""
     if out.is_file():
-        raise ValueError(f"--out {out} is a file; name a new folder")
+        raise ValueError(f"{option} {out} is a file; name a new folder")
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(
-            f"--out {out} is not empty ({len(list(out.iterdir()))} entries): name a new folder, or "
-            "remove this one first"
+            f"{option} {out} is not empty ({len(list(out.iterdir()))} entries): name a new folder, "
+            "or remove this one first"
         )
 
 
@@ -171,10 +169,13 @@ def write_layout(
 ) -> None:
     """Write weights, configurations, tokenizer and processor into a new folder."""
     folder.mkdir()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD)
     processor.save_pretrained(folder)
     # `auto_map` names code files that are not in this folder: loading would ask to trust them.
     for file in folder.glob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("auto_map", None) is not None:
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)  # they are born readable by their owner only

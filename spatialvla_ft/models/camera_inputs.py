@@ -12,9 +12,24 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ..depth.holes import mark_unknown
 from ..geometry.backprojection import scale_intrinsics
+
+
+def image_processor(image_size: int, patch_size: int) -> SiglipImageProcessorPil:
+    """Squash to a square (bicubic) and divide by 255; the model normalises."""
+    processor = SiglipImageProcessorPil(
+        size={"height": image_size, "width": image_size},
+        do_normalize=False,
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_resize=True,
+        resample=3,
+    )
+    processor.image_seq_length = (image_size // patch_size) ** 2
+    return processor
 
 
 def image_sides(image: Any) -> tuple[int, int]:

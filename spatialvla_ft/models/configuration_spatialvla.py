@@ -44,6 +44,8 @@ class SpatialVLAConfig(PreTrainedConfig):
         num_cameras: pictures per step; the first camera's frame is the reference for Ego3D.
         observation_window: steps that are seen, the present one included.
         proprio_dim: numbers of proprioception per step, as one token; None for none.
+        frozen_parameters: names, or their beginnings, that full training leaves as they are unless
+            its recipe says otherwise (`train.freeze`); a fresh base names its text embeddings.
     """
 
     model_type = "spatialvla"
@@ -84,6 +86,7 @@ class SpatialVLAConfig(PreTrainedConfig):
     num_cameras: int = 1
     observation_window: int = 1
     proprio_dim: int | None = None
+    frozen_parameters: tuple[str, ...] | list[str] = ()
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the sub-configurations and refuse sizes that cannot work together."""
@@ -110,6 +113,7 @@ class SpatialVLAConfig(PreTrainedConfig):
             self.action_token_counts = RELEASED_ACTION_TOKENS
         if self.action_token_counts is not None:
             self.action_token_counts = list(self.action_token_counts)
+        self.frozen_parameters = list(self.frozen_parameters)
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = False
         self.check()

@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ..actions.grid import ActionGrid
 from ..actions.tokenizer import SpatialActionTokenizer
-from ..geometry.frequency import frequency_encoding
+from .action_rows import ordered_table
+from .camera_inputs import image_processor
 from .configuration_spatialvla import SpatialVLAConfig
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import IMAGE_TOKEN, SpatialVLAProcessor
@@ -76,17 +73,12 @@ def small_processor(
     """
     tokenizer = small_tokenizer(texts)
     SpatialActionTokenizer(tokenizer, grid)
-    image_processor = SiglipImageProcessorPil(
-        size={"height": image_size, "width": image_size},
-        do_normalize=False,
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_resize=True,
-        resample=3,
-    )
-    image_processor.image_seq_length = (image_size // patch_size) ** 2
     return SpatialVLAProcessor(
-        image_processor, tokenizer, grid=grid, action_chunk_size=action_chunk_size, **known
+        image_processor(image_size, patch_size),
+        tokenizer,
+        grid=grid,
+        action_chunk_size=action_chunk_size,
+        **known,
     )
 
 
@@ -138,29 +130,3 @@ def small_model(
     with torch.no_grad():
         table.copy_(ordered_table(grid, table.shape[1]))
     return model
-
-
-def ordered_table(
-    grid: ActionGrid, hidden_size: int, seed: int = 0, num_freqs: int = 2
-) -> Float[Tensor, "V D"]:
-    """Spatial embeddings in which neighbouring bins start as neighbours.
-
-    A random projection of the frequency encoding of what each token decodes to: translations of
-    their three coordinates, rotations of their three angles, a joint of its angle, the gripper of
-    its state. As the head's rows they meet hidden states of unit RMS, so their standard deviation
-    is 2 / sqrt(D): logits start with a spread of about 2, which lets training sharpen them at once.
-    """
-    std = 2 / hidden_size**0.5
-    ids = np.tile(np.asarray(grid.offsets), (max(grid.counts), 1))
-    for index, count in enumerate(grid.counts):
-        ids[:count, index] += np.arange(count)
-    decoded = torch.as_tensor(grid.decode(ids), dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    tables = []
-    for slot, count in zip(grid.slots, grid.counts, strict=True):
-        values = decoded[:count, slot.start : slot.stop]
-        features = frequency_encoding(values * np.pi, num_freqs)
-        projection = torch.randn(features.shape[1], hidden_size, generator=generator)
-        table = features @ projection
-        tables.append(table / table.std().clamp_min(1e-6) * std)
-    return torch.cat(tables)

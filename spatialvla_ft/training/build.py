@@ -130,7 +130,8 @@ def build(recipe: Recipe) -> Run:
             ),
         )
     else:
-        _freeze(model, recipe.train.freeze)
+        freeze = recipe.train.freeze
+        _freeze(model, model.config.frozen_parameters if freeze is None else freeze)
     return Run(
         recipe=recipe,
         model=trainable,

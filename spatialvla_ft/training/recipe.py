@@ -130,8 +130,11 @@ class Train(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["float32", "bf16"] = "float32"
-    freeze: list[str] = Field(default_factory=list)
-    """Parameter names, or their beginnings, that stay as they are (full training only)."""
+    freeze: list[str] | None = None
+    """Parameter names, or their beginnings, that stay as they are (full training only).
+
+    None leaves it to the base, whose config may say `frozen_parameters`: a base that
+    `init-base` made names its text embeddings. [] trains everything."""
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=1)
