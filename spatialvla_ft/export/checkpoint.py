@@ -112,6 +112,7 @@ def export_checkpoint(
         if not torch.equal(outputs.ids, exact.ids):
             along = run_model(model, inputs.tensors, ids=exact.ids)
         write_stored(scratch, inputs, outputs, processor, model.config.action_token_begin_idx)
+        even_modes(scratch)
         parameters = sum(p.numel() for p in model.parameters())
         del model, merged.model
         verified = verify_export(scratch)
@@ -176,6 +177,11 @@ def write_layout(
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("auto_map", None) is not None:
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    even_modes(folder)
+
+
+def even_modes(folder: Path) -> None:
+    """Give all files the mode of config.json: safetensors are born readable by their owner only."""
     mode = (folder / "config.json").stat().st_mode
-    for file in folder.glob("*.safetensors"):
-        file.chmod(mode)  # they are born readable by their owner only
+    for file in folder.iterdir():
+        file.chmod(mode)

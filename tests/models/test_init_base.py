@@ -165,7 +165,7 @@ def test_896_pixels(zoedepth, tmp_path):
     pixels = torch.rand(1, 3, 896, 896)
     debug = {}
     depth = torch.ones(1, 896, 896)
-    features = model.get_image_features(pixels, torch.eye(3)[None] * 800, depth, debug)
+    features = model.get_image_features(pixels, torch.eye(3)[None] * 800, depth, debug=debug)
     assert features.shape == (1, 4096, 32)
     assert debug["xyz"].shape == (1, 4096, 12)
     processor.save_pretrained(tmp_path / "saved")
