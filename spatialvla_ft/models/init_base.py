@@ -88,7 +88,7 @@ def assemble_base(
         image_token_index=processor.image_token_id,
         action_token_begin_idx=begin,
         spatial_token_num=grid.total,
-        action_token_counts=[grid.num_translation, grid.num_rotation, 2],
+        action_token_counts=list(grid.counts),
         action_chunk_size=action_chunk_size,
         n_freqs=n_freqs,
         ego3d_patch_reso=ego3d_patch_reso,

@@ -227,7 +227,7 @@ def test_action_rows_resemble_text_rows_and_keep_their_order():
 
 def test_features_are_of_what_tokens_decode_to():
     translation, rotation, gripper = token_features(GRID, num_freqs=1)
-    ids = np.array([[37, GRID.num_translation + 23, GRID.offsets[2] + 1]])
+    ids = np.array([[37, GRID.offsets[1] + 23, GRID.offsets[2] + 1]])
     decoded = GRID.decode(ids)[0] * np.pi
     np.testing.assert_allclose(translation[37, :3:3], decoded[:1], rtol=1e-5)
     for features, values in ((translation[37], decoded[:3]), (rotation[23], decoded[3:6])):
