@@ -1,23 +1,38 @@
-"""Constrained greedy decoding: translation, rotation, gripper, again and again.
+"""Constrained greedy decoding: each step looks only at the head's rows of its slot's type.
 
-Each step looks only at the head's rows of its slot, so an action can never hold a token of another
-type, and exactly slots x chunk tokens come out (one arm has three slots, two arms have six).
+So an action can never hold a token of another type, and exactly slots x chunk tokens come out.
+One prediction is a pass over the prompt, then short passes on a cache that the next prediction
+uses again. A slot of two tokens (the gripper) costs no pass of its own: the pass before it tries
+both, since a pass of three tokens reads the weights once, like a pass of one.
+
+Shape letters: B batch, T prompt tokens, N tokens to predict, D hidden size.
 """
 
 from __future__ import annotations
 
+import logging
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
+
+from .text_layers import Masks, Rotation, TextLayers, why_not_direct
 
 if TYPE_CHECKING:
     from .configuration_spatialvla import SpatialVLAConfig
     from .modeling_spatialvla import SpatialVLAForConditionalGeneration
+
+logger = logging.getLogger(__name__)
+
+MAX_BRANCHES = 2
+"""Slots of at most so many ids are tried in all of them; passes of 3 tokens cost what 1 costs."""
+
+ROOM_STEP = 64
+"""Caches come in multiples of so many tokens, so that prompts of other lengths reuse them."""
 
 
 def type_slices(config: SpatialVLAConfig) -> tuple[slice, ...]:
@@ -39,14 +54,28 @@ def type_slices(config: SpatialVLAConfig) -> tuple[slice, ...]:
 def greedy_actions(
     model: SpatialVLAForConditionalGeneration, inputs: dict[str, Tensor]
 ) -> Int[Tensor, "B N"]:
-    """Absolute ids of the most likely tokens, N = slots * action_chunk_size.
+    """Absolute ids of the most likely tokens, N = slots of an action * action_chunk_size.
 
     Args:
         model: in evaluation mode.
         inputs: a prompt batch, left-padded if lengths differ.
     """
-    config = model.config
-    if "labels" in inputs or bool((inputs["input_ids"] >= config.action_token_begin_idx).any()):
+    prompt = _checked_prompt(model.config, inputs)
+    slots = list(type_slices(model.config)) * model.config.action_chunk_size
+    reason = why_not_direct(model.language_model.model)
+    if reason is not None:
+        logger.warning("predict_action runs the library's slower forward, since %s", reason)
+        return library_greedy(model, prompt, slots)
+    attention_mask = prompt.pop("attention_mask")
+    embeds, _ = model.embed_inputs(**prompt)
+    return text_greedy(model, embeds, attention_mask, slots)
+
+
+def _checked_prompt(config: SpatialVLAConfig, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs with an attention mask and without what prediction does not take."""
+    types = inputs.get("token_type_ids")
+    holds_actions = bool((inputs["input_ids"] >= config.action_token_begin_idx).any())
+    if "labels" in inputs or holds_actions or (types is not None and bool(types.any())):
         raise ValueError(
             "predict_action got a sequence that already holds actions; call the processor without "
             "suffix_actions"
@@ -56,17 +85,194 @@ def greedy_actions(
         attention_mask = torch.ones_like(inputs["input_ids"])
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("predict_action needs prompts padded on the left; this batch is not")
-    slices = type_slices(config)
-    cache = DynamicCache(config=config.text_config)
-    step = {**inputs, "attention_mask": attention_mask}
-    step.pop("actions", None)
+    prompt = {**inputs, "attention_mask": attention_mask}
+    for name in ("actions", "token_type_ids"):
+        prompt.pop(name, None)
+    return prompt
+
+
+def library_greedy(
+    model: SpatialVLAForConditionalGeneration, prompt: dict[str, Tensor], slots: list[slice]
+) -> Int[Tensor, "B N"]:
+    """Token by token through the library's own forward: for models that are sharded or hooked."""
+    cache = DynamicCache(config=model.config.text_config)
+    attention_mask, step = prompt["attention_mask"], prompt
     ids: list[Tensor] = []
-    for t in range(len(slices) * config.action_chunk_size):
+    for rows in slots:
         hidden = model.last_hidden(**step, past_key_values=cache)
-        rows = slices[t % len(slices)]
-        logits = model.soft_cap(F.linear(hidden, model.head_rows(rows)))
-        token = logits.argmax(-1, keepdim=True) + rows.start + config.action_token_begin_idx
+        token = _best(model, hidden, rows)[:, None] + model.config.action_token_begin_idx
         ids.append(token)
         attention_mask = F.pad(attention_mask, (0, 1), value=1)
         step = {"input_ids": token, "attention_mask": attention_mask}
     return torch.cat(ids, dim=-1)
+
+
+def _best(
+    model: SpatialVLAForConditionalGeneration, hidden: Float[Tensor, "B D"], rows: slice
+) -> Int[Tensor, " B"]:
+    """Most likely token of a slot, counted from the first action token."""
+    logits = model.soft_cap(F.linear(hidden, model.head_rows(rows)))
+    return logits.argmax(-1) + rows.start
+
+
+def text_greedy(
+    model: SpatialVLAForConditionalGeneration,
+    embeds: Float[Tensor, "B T D"],
+    attention_mask: Int[Tensor, "B T"],
+    slots: list[slice],
+) -> Int[Tensor, "B N"]:
+    """The language model's part of a prediction, from the prompt's embeddings on."""
+    with torch.inference_mode():
+        layers = TextLayers(model.language_model.model)
+        padded = not bool(attention_mask.all())
+        length = embeds.shape[1]
+        cache = borrow_cache(model, layers, embeds, length + len(slots) + MAX_BRANCHES)
+        decoder = ChunkDecoder(model, layers, slots, length, embeds, attention_mask, padded)
+        ids = decoder(embeds, cache)
+        give_back_cache(model, cache)
+    return ids.clone()  # an ordinary tensor, which autograd may save
+
+
+class ChunkDecoder:
+    """What stays the same in one prediction, computed before its first pass.
+
+    No pass asks a tensor for its value, so on a GPU the whole of `__call__` can be captured.
+
+    Args:
+        model: whose tables and head are read.
+        layers: its language model.
+        slots: head rows of each token to predict.
+        length: of the prompt, pads included.
+        like: a tensor of the model's dtype and device.
+        attention_mask: 1 for real tokens, 0 for the pads on the left.
+        padded: whether there is any pad.
+    """
+
+    def __init__(
+        self,
+        model: SpatialVLAForConditionalGeneration,
+        layers: TextLayers,
+        slots: list[slice],
+        length: int,
+        like: Tensor,
+        attention_mask: Int[Tensor, "B T"],
+        padded: bool,
+    ) -> None:
+        self.model, self.layers, self.slots, self.length = model, layers, slots, length
+        total = length + len(slots)
+        positions = torch.arange(1, total + 1, device=like.device)[None]
+        pads = None
+        if padded:
+            leading = (attention_mask.long().cumsum(-1) == 0).sum(-1, keepdim=True)
+            positions = (positions - leading).clamp_min(1)
+            seen = F.pad(attention_mask, (0, len(slots) + MAX_BRANCHES), value=1)
+            pads = _bias(seen.bool()[:, None, None, None], like)
+        self.rotation = layers.rotation(positions, like)
+        self.pads = pads
+        self.prompt_masks = self._prompt_masks(like)
+        # Tokens at the same place must not see each other: the pass's row 0 is the token before.
+        n = 1 + MAX_BRANCHES
+        alone = torch.eye(n, dtype=torch.bool, device=like.device)
+        alone[:, 0] = True
+        self.branch_bias = _bias(alone, like)
+        windowed = any(layer.sliding for layer in layers.layers)
+        self.may_branch = not windowed or total + MAX_BRANCHES <= layers.window
+
+    def __call__(
+        self, embeds: Float[Tensor, "B T D"], cache: Float[Tensor, "2 L B K M C"]
+    ) -> Int[Tensor, "B N"]:
+        """Absolute ids of the chunk."""
+        prompt = self.rotation.at(slice(0, self.length))
+        hidden = self.layers(embeds, prompt, cache, 0, self.prompt_masks, last_only=True)[:, -1]
+        ids = [_best(self.model, hidden, self.slots[0])]
+        while len(ids) < len(self.slots):
+            place = self.length + len(ids) - 1
+            rows = self.slots[len(ids)]
+            count = rows.stop - rows.start
+            if self.may_branch and count <= MAX_BRANCHES and len(ids) + 1 < len(self.slots):
+                ids += self._branch(ids[-1], rows, self.slots[len(ids) + 1], place, cache)
+            else:
+                x = self.model.embed_actions(ids[-1][:, None])
+                hidden = self._pass(x, self.rotation.at(slice(place, place + 1)), cache, place)
+                ids.append(_best(self.model, hidden[:, 0], rows))
+        return torch.stack(ids, dim=-1) + self.model.config.action_token_begin_idx
+
+    def _branch(
+        self, token: Int[Tensor, " B"], rows: slice, after: slice, place: int, cache: Tensor
+    ) -> list[Tensor]:
+        """The next two tokens in one pass: every id of the short slot stands behind `token`."""
+        count = rows.stop - rows.start
+        tries = torch.arange(rows.start, rows.stop, device=token.device).expand(len(token), -1)
+        x = self.model.embed_actions(torch.cat((token[:, None], tries), dim=-1))
+        ahead = self.rotation.at(slice(place + 1, place + 2))
+        both = (
+            torch.cat((here, there.expand(-1, -1, count, -1)), dim=2)
+            for here, there in (
+                (self.rotation.cos[:, :, place : place + 1], ahead.cos),
+                (self.rotation.sin[:, :, place : place + 1], ahead.sin),
+            )
+        )
+        bias = self.branch_bias[: 1 + count, : 1 + count]
+        hidden = self._pass(x, Rotation(*both), cache, place, bias)
+        short = _best(self.model, hidden[:, 0], rows)
+        taken = short - rows.start
+        # What stays in the cache behind `token` is the branch that was taken.
+        room = cache[:, :, :, :, place + 1 : place + 1 + count]
+        index = taken.view(1, 1, -1, 1, 1, 1).expand(*room.shape[:4], 1, room.shape[-1])
+        cache[:, :, :, :, place + 1 : place + 2] = room.gather(4, index)
+        chosen = hidden[:, 1:].gather(1, taken.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1]))
+        return [short, _best(self.model, chosen[:, 0], after)]
+
+    def _pass(
+        self,
+        x: Float[Tensor, "B t D"],
+        rotation: Rotation,
+        cache: Tensor,
+        place: int,
+        last: Tensor | None = None,
+    ) -> Float[Tensor, "B t D"]:
+        first = max(0, place + 1 - self.layers.window)
+        masks = Masks(self.pads, self.pads, first, last)
+        return self.layers(x, rotation, cache, place, masks)
+
+    def _prompt_masks(self, like: Tensor) -> Masks:
+        """The prefix sees itself whole, or causally; pads are seen by nobody."""
+        if self.model.config.prefix_mask == "bidirectional":
+            return Masks(self.pads, self.pads)
+        at = torch.arange(self.length, device=like.device)
+        distance = at[:, None] - at
+        full = _bias(distance >= 0, like)
+        sliding = _bias((distance >= 0) & (distance < self.layers.window), like)
+        if self.pads is not None:
+            pads = self.pads[..., : self.length]
+            # Not their sum: twice the most negative number is infinite.
+            full, sliding = torch.minimum(full, pads), torch.minimum(sliding, pads)
+        shape = (1, 1, 1, self.length, self.length) if self.pads is None else full.shape
+        return Masks(full.view(shape), sliding.view(shape))
+
+
+def _bias(allowed: Tensor, like: Tensor) -> Tensor:
+    """0 where a query may look, the most negative number where it may not."""
+    lowest = torch.finfo(like.dtype).min
+    return torch.zeros_like(allowed, dtype=like.dtype).masked_fill_(~allowed, lowest)
+
+
+def borrow_cache(
+    model: SpatialVLAForConditionalGeneration, layers: TextLayers, like: Tensor, room: int
+) -> Float[Tensor, "2 L B K M C"]:
+    """The cache of the model's last prediction if it fits, else a new one.
+
+    It is taken off the model while in use, so that two threads never share one.
+    """
+    room = -(-room // ROOM_STEP) * ROOM_STEP
+    cache = model.__dict__.pop("_last_cache", None)
+    wanted = (2, len(layers.layers), like.shape[0], layers.kv_heads, room, layers.head_dim)
+    fits = cache is not None and cache.shape == wanted
+    if fits and cache.dtype == like.dtype and cache.device == like.device:
+        return cache
+    return layers.empty_cache(like.shape[0], room, like)
+
+
+def give_back_cache(model: SpatialVLAForConditionalGeneration, cache: Tensor) -> None:
+    """Leave the cache for the next prediction."""
+    model.__dict__["_last_cache"] = cache

@@ -168,6 +168,28 @@ class SpatialVLAForConditionalGeneration(
         spatial = self.spatial_embed_tokens((input_ids - begin).clamp(0, count - 1))
         return torch.where(is_action.unsqueeze(-1), spatial * self._embed_scale(spatial), text)
 
+    def embed_actions(self, rows: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Embeddings of action tokens, counted from the first action token, times sqrt(D)."""
+        if not self.config.use_spatial_token:
+            return self.get_input_embeddings()(rows + self.config.action_token_begin_idx)
+        spatial = self.spatial_embed_tokens(rows)
+        return spatial * self._embed_scale(spatial)
+
+    def embed_inputs(
+        self, input_ids: Int[Tensor, "B T"], **observation: Any
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B P D"] | None]:
+        """Embeddings with the picture's features in place of image tokens, and those features.
+
+        Args:
+            input_ids: ids of the whole sequence.
+            **observation: arguments of `get_image_features`; without pixel_values none are merged.
+        """
+        embeds = self.embed_tokens(input_ids)
+        if observation.get("pixel_values") is None:
+            return embeds, None
+        features = self.get_image_features(**observation)
+        return self._merge(input_ids, embeds, features), features
+
     def _embed_scale(self, like: Tensor) -> Tensor:
         return torch.tensor(self.config.text_config.hidden_size**0.5, dtype=like.dtype)
 
@@ -289,12 +311,15 @@ class SpatialVLAForConditionalGeneration(
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         image_features = None
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-            if pixel_values is not None:
-                image_features = self.get_image_features(
-                    pixel_values, intrinsics, depth, camera_poses, proprio, debug
-                )
-                inputs_embeds = self._merge(input_ids, inputs_embeds, image_features)
+            inputs_embeds, image_features = self.embed_inputs(
+                input_ids,
+                pixel_values=pixel_values,
+                intrinsics=intrinsics,
+                depth=depth,
+                camera_poses=camera_poses,
+                proprio=proprio,
+                debug=debug,
+            )
         if debug is not None:
             scale = self._embed_scale(inputs_embeds)
             debug["inputs_embeds"] = inputs_embeds / scale
