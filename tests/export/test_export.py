@@ -254,7 +254,13 @@ def test_recorded_steps_by_the_command(run, tmp_path, monkeypatch):
     report = json.loads(done.stdout)
     assert report["inputs"] == f"3 steps of {NAME}"
     assert report["verified"]["ids_equal"] is True
-    assert asked == {"place": "some/1.0.0", "card": None, "horizon": 2, "split": "val"}
+    assert asked == {
+        "place": "some/1.0.0",
+        "card": None,
+        "horizon": 2,
+        "split": "val",
+        "window": 1,
+    }
     done = CliRunner().invoke(
         app, [*arguments[:3], str(tmp_path / "2"), "--dataset", "x", "--unnorm-key", "nobody"]
     )
