@@ -14,9 +14,9 @@ import torch
 
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from .inputs import Inputs
-from .outputs import run_model
 from .source import find_source, load_source, merge, untie_head, unwrap
 from .stored import VerifyReport, verify_export, write_stored
 

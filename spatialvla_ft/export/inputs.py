@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data.sample import Sample
+from ..models.canary import chequered
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..training.collate import Collator
@@ -92,7 +93,7 @@ def random_inputs(
         return rng.uniform(0.3, 1.5, (size, size)).astype(np.float32)
 
     inputs = processor(
-        images=of_each_view(lambda: _blocks(rng, size)),
+        images=of_each_view(lambda: chequered(rng, size)),
         text=texts,
         unnorm_key=keys if names[0] is not None else None,
         intrinsic=[_intrinsics(processor, key, size) for key in keys],
@@ -114,13 +115,6 @@ def _proprio(
         shape = (processor.layout.window, processor.layout.proprio_dim)
         rows.append(rng.uniform(entry["q01"], entry["q99"], shape))
     return np.stack(rows)
-
-
-def _blocks(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: random colours in an 8 x 8 chequerboard, so that patches differ."""
-    cells = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    where = np.arange(size) * 8 // size
-    return cells[where][:, where]
 
 
 def _intrinsics(processor: SpatialVLAProcessor, key: str | None, size: int) -> list[np.ndarray]:

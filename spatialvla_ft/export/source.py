@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..models.lora import BASE_FILE, ROWS_FILE, is_adapter, load_with_adapter
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from .outputs import run_model
 
 MERGE_TOLERANCE = 1e-3
 """Largest change of a logit that merging may cause; float32 rounding makes about 1e-5."""

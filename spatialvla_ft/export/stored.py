@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.outputs import Outputs, run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..models.stored import (
+    ACTION_TOLERANCE,
+    EXPECTED,
+    INPUT,
+    STORED_FILE,
+    decode_stored,
+    read_stored,
+)
 from .inputs import Inputs
-from .outputs import Outputs, run_model
-
-STORED_FILE = "golden_outputs.safetensors"
-ACTION_TOLERANCE = 1e-6
-"""Largest difference of a decoded action, in the robot's units, that still counts as the same."""
-
-_INPUT, _EXPECTED = "inputs.", "expected."
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def write_stored(
         processor: decodes the answers.
         begin: id of the first action token; logits from there on are stored.
     """
-    decoded = _decode(processor, outputs.ids, inputs.keys)
+    decoded = decode_stored(processor, outputs.ids, inputs.keys)
     count = processor.grid.total
     tensors = {
-        **{_INPUT + name: tensor for name, tensor in inputs.tensors.items()},
-        _EXPECTED + "ids": outputs.ids,
-        _EXPECTED + "actions": torch.from_numpy(decoded),
-        _EXPECTED + "action_logits": outputs.logits[..., begin : begin + count],
+        **{INPUT + name: tensor for name, tensor in inputs.tensors.items()},
+        EXPECTED + "ids": outputs.ids,
+        EXPECTED + "actions": torch.from_numpy(decoded),
+        EXPECTED + "action_logits": outputs.logits[..., begin : begin + count],
     }
     about = {"keys": inputs.keys, "texts": inputs.texts, "origin": inputs.origin}
     metadata = {name: json.dumps(value) for name, value in about.items()}
@@ -85,45 +85,23 @@ def verify_export(path: str | Path) -> VerifyReport:
         ValueError: it carries no stored answers.
     """
     folder = Path(path)
-    tensors, keys = _read(folder)
-    model = SpatialVLAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = SpatialVLAProcessor.from_pretrained(folder)
-    prompts = {n.removeprefix(_INPUT): t for n, t in tensors.items() if n.startswith(_INPUT)}
-    ids = tensors[_EXPECTED + "ids"]
-    actions = tensors[_EXPECTED + "actions"].numpy()
-    logits = tensors[_EXPECTED + "action_logits"]
-
-    own = run_model(model, prompts)
-    ids_equal = torch.equal(own.ids, ids)
-    along = own if ids_equal else run_model(model, prompts, ids=ids)
-    begin = model.config.action_token_begin_idx
-    along_actions = along.logits[..., begin : begin + logits.shape[-1]]
-    own_actions = _decode(processor, own.ids, keys)
-    return VerifyReport(
-        inputs=len(ids),
-        ids_equal=ids_equal,
-        max_action_difference=float(np.abs(own_actions - actions).max()),
-        max_logit_difference=float((along_actions - logits).abs().max()),
-    )
-
-
-def _read(folder: Path) -> tuple[dict[str, Tensor], list[str | None]]:
-    file = folder / STORED_FILE
-    if not file.is_file():
+    stored = read_stored(folder)
+    if stored is None:
         raise ValueError(
             f"{folder} has no {STORED_FILE}, so there is nothing to compare with; write one with "
             f"`spatialvla-ft export {folder} --out DIR`"
         )
-    with safe_open(str(file), "pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        return tensors, json.loads(opened.metadata()["keys"])
-
-
-def _decode(processor: SpatialVLAProcessor, ids: Tensor, keys: list[str | None]) -> np.ndarray:
-    """(B, chunk, dim) float64 in the robot's units, or normalised without statistics."""
-    if None in keys:
-        grid = processor.grid
-        flat = processor.action_tokenizer.decode(ids.cpu().numpy().reshape(-1, grid.tokens))
-        return np.asarray(flat, np.float64).reshape(len(ids), -1, grid.dim)
-    decoded = processor.decode_actions(ids, unnorm_key=[key for key in keys if key is not None])
-    return np.asarray(decoded["actions"], np.float64)
+    model = SpatialVLAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = SpatialVLAProcessor.from_pretrained(folder)
+    own = run_model(model, stored.inputs)
+    ids_equal = torch.equal(own.ids, stored.ids)
+    along = own if ids_equal else run_model(model, stored.inputs, ids=stored.ids)
+    begin, count = model.config.action_token_begin_idx, stored.action_logits.shape[-1]
+    difference = along.logits[..., begin : begin + count] - stored.action_logits
+    own_actions = decode_stored(processor, own.ids, stored.keys)
+    return VerifyReport(
+        inputs=len(stored.ids),
+        ids_equal=ids_equal,
+        max_action_difference=float(np.abs(own_actions - stored.actions).max()),
+        max_logit_difference=float(difference.abs().max()),
+    )

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from ..actions.adapt import adapt_embeddings
 from ..actions.grid import ActionGrid
+from .canary import BlindModelError, check_sight
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
 from .resize import set_action_rows
 from .small import ordered_table
+from .stored import read_stored
 
 TARGETS = (
     r"(language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -205,12 +207,33 @@ def load_with_adapter(
 
 
 def load_policy_model(
-    path: str | Path, *, dtype: torch.dtype = torch.float32
+    path: str | Path, *, dtype: torch.dtype = torch.float32, canary: bool = True
 ) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
-    """Model in evaluation mode and its processor, from a checkpoint or an adapter folder."""
+    """Model in evaluation mode and its processor, from a checkpoint or an adapter folder.
+
+    Args:
+        path: checkpoint or adapter folder.
+        dtype: of the loaded weights.
+        canary: check that the model sees and that its stored answers hold; see `canary.py`.
+
+    Raises:
+        BlindModelError: it does not, or weights were missing and would be random.
+    """
     processor = SpatialVLAProcessor.from_pretrained(path)
     if is_adapter(path):
         model = load_with_adapter(Path(path), dtype=dtype).get_base_model()
     else:
-        model = SpatialVLAForConditionalGeneration.from_pretrained(path, dtype=dtype)
-    return model.eval(), processor
+        model, info = SpatialVLAForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
+        )
+        missing = sorted(info["missing_keys"])
+        if canary and missing:
+            raise BlindModelError(
+                f"{path} lacks {len(missing)} weights ({missing[0]}, ...), which would be random: "
+                "the file is incomplete, or its names do not fit this transformers version "
+                "(5.17 to 5.23 were tested); canary=False loads it all the same"
+            )
+    model = model.eval()
+    if canary:
+        check_sight(model, processor, stored=read_stored(path))
+    return model, processor

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 
 @dataclass(frozen=True)
