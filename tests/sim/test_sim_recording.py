@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data.cards import load_cards
+from spatialvla_ft.data.dataset import open_dataset
+from spatialvla_ft.sim.card import proprio_of
 from spatialvla_ft.sim.recorder import Plan
 from spatialvla_ft.sim.recording import encode_depth
 from spatialvla_ft.sim.worker import Worker
@@ -87,6 +89,15 @@ def test_the_card_fits_the_schema(recording):
     }
     assert raw["intrinsics"]["wrist"] == "observation.intrinsics_wrist"
     assert raw["proprio"]["terms"][1] == "zeros(1)"
+
+
+def test_a_running_simulation_feels_as_its_recording(recording):
+    dataset = open_dataset(recording["path"], card=None)
+    for episode in dataset.episodes.tolist():
+        state = dataset.frame_index.column("observation.state", episode)
+        rows = dataset.subset(np.array([episode])).proprio()
+        np.testing.assert_array_equal(proprio_of(state), rows)
+        assert np.ptp(rows, axis=0)[[0, 1, 2]].min() > 0
 
 
 def test_depth_keeps_a_tenth_of_a_millimetre():
