@@ -6,6 +6,7 @@ Command modules import heavy libraries inside their functions, so that `--help` 
 import typer
 
 from spatialvla_ft.cli import (
+    data_depth,
     data_index,
     data_record,
     data_stats,
@@ -36,6 +37,7 @@ app.command("export")(export.export)
 data.command("record")(data_record.record)
 data.command("index")(data_index.index)
 data.command("stats")(data_stats.stats)
+data.command("depth")(data_depth.depth)
 app.add_typer(grids, name="grids")
 grids.command("fit")(grids_fit.fit)
 grids.command("plot")(grids_plot.plot)

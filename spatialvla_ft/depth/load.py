@@ -100,6 +100,12 @@ class DeferredEstimator:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_network": None}
 
+    def to(self, device: str | torch.device) -> None:
+        """Estimate there from now on, in this process."""
+        self.spec = replace(self.spec, device=str(device))
+        if self._network is not None:
+            self._network.to(device)
+
     def release(self) -> None:
         """Forget the weights; the next picture loads them again."""
         self._network = None

@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 
 from ..data.sample import Observation
+from ..depth.protocol import DepthEstimator
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..training.collate import DepthInput, observation_inputs
+from .policy_depth import WindowDepth
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ class ModelPolicy:
         unnorm_key: dataset whose units the actions are in; None takes the only one.
         execute: actions of a chunk that are executed before the next prediction; None for all.
         name: in reports.
+        depth: estimates depth from the whole picture, in place of the sensor or of the model's own
+            ZoeDepth: the estimator that the model was trained with, or a cheaper one. Inside
+            `EveryNth`, episodes are told apart.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class ModelPolicy:
         unnorm_key: str | None = None,
         execute: int | None = None,
         name: str = "model",
+        depth: DepthEstimator | None = None,
     ) -> None:
         chunk = processor.action_chunk_size
         if execute is not None and not 1 <= execute <= chunk:
@@ -103,7 +109,8 @@ class ModelPolicy:
         self.name = name
         self.cameras = processor.layout.cameras
         sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
-        self.depth: DepthInput = "sensor" if sensor else "estimate"
+        self.depth: DepthInput = "sensor" if sensor or depth is not None else "estimate"
+        self.estimated = None if depth is None else WindowDepth(depth, self.cameras)
         self._queues: dict[int, deque[np.ndarray]] = {}
         self._seen: dict[int, deque[Observation]] = {}
 
@@ -113,6 +120,8 @@ class ModelPolicy:
             if fresh:
                 self._queues.pop(episode, None)
                 self._seen.pop(episode, None)
+                if self.estimated is not None:
+                    self.estimated.restart(episode)
             window = self.processor.layout.window
             self._seen.setdefault(episode, deque([now] * window, window)).append(now)
         need = [i for i, e in enumerate(view.episodes) if not self._queues.get(e)]
@@ -123,6 +132,8 @@ class ModelPolicy:
 
     def _predict(self, view: View, rows: list[int]) -> np.ndarray:
         episodes = [view.episodes[i] for i in rows]
+        if self.estimated is not None:
+            self.estimated(episodes, [self._seen[e] for e in episodes])
         inputs = self.processor(
             **observation_inputs(
                 [tuple(self._seen[e]) for e in episodes],

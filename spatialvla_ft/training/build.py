@@ -18,15 +18,19 @@ from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.normalise import ActionStatistics, NormalisedActions, normalise
 from ..data.dataset import RldsDataset, holdout, open_dataset
+from ..data.sample import Sample
 from ..data.statistics import dataset_statistics, proprio_statistics
+from ..depth.cache import DepthCache
+from ..depth.load import DeferredEstimator, DepthSpec
 from ..models.lora import adapt_to_grid, attach_lora, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
 from .augment import Augment
-from .collate import Collator
-from .recipe import Dataset, Grid, Recipe, RecipeError
+from .collate import Collator, DepthInput
+from .recipe import Dataset, Depth, Grid, Recipe, RecipeError
+from .sample_depth import SampleDepth
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ class Run:
         heldout: episodes kept for validation, per dataset; empty without a holdout.
         collate: samples to model inputs.
         augment: what training varies, or None.
+        depth: gives samples estimated depth, before augmentation; None where they bring their own
+            or the model estimates it.
         rows: spatial table and head rows before training (adapters need them to be loaded again).
         base_fingerprint: of the checkpoint that training started from; None for a new model.
         overrides: config fields that differ from the base's.
@@ -59,6 +65,12 @@ class Run:
     rows: dict[str, Tensor]
     base_fingerprint: str | None
     overrides: dict[str, Any]
+    depth: SampleDepth | None = None
+
+    def sample(self, dataset: RldsDataset, frame: int) -> Sample:
+        """A sample as recorded, with the depth that this run uses."""
+        found = dataset[frame]
+        return found if self.depth is None else self.depth(found)
 
     @property
     def spatialvla(self) -> SpatialVLAForConditionalGeneration:
@@ -139,11 +151,12 @@ def build(recipe: Recipe) -> Run:
         datasets=datasets,
         weights=[entry.weight for entry in recipe.data.datasets],
         heldout=heldout,
-        collate=Collator(processor, recipe.data.depth),
+        collate=Collator(processor, _kind(recipe.data.depth)),
         augment=Augment(**recipe.data.augment.model_dump()) if recipe.data.augment else None,
         rows=rows,
         base_fingerprint=base_fingerprint,
         overrides=overrides,
+        depth=_depth(recipe, model, layout.cameras),
     )
 
 
@@ -321,11 +334,33 @@ def _intrinsics(datasets: Sequence[RldsDataset], cameras: Sequence[str]) -> dict
 
 def _check_depth(recipe: Recipe, model: SpatialVLAForConditionalGeneration) -> None:
     needs_depth = model.config.use_vision_zoe and model.config.vision_zoe_config is None
-    if recipe.data.depth == "estimate" and needs_depth:
+    if recipe.data.depth.source == "estimate" and needs_depth:
         raise RecipeError(
-            "data.depth is 'estimate', but the model has no ZoeDepth; set data.depth: sensor, or "
+            "data.depth is 'estimate', but the model has no ZoeDepth; set data.depth: sensor, name "
+            "an estimator (data.depth: {source: estimator, checkpoint: PATH, cache: DIR}), or "
             "start from a checkpoint with one"
         )
+
+
+def _kind(depth: Depth) -> DepthInput:
+    """Whether samples bring depth along; an estimator's depth travels as a sensor's does."""
+    return "estimate" if depth.source == "estimate" else "sensor"
+
+
+def _depth(
+    recipe: Recipe, model: SpatialVLAForConditionalGeneration, cameras: Sequence[str]
+) -> SampleDepth | None:
+    asked = recipe.data.depth
+    if asked.source != "estimator":
+        return None
+    if model.config.use_vision_zoe and model.config.vision_zoe_config is not None:
+        logger.warning(
+            "the model has a ZoeDepth of its own, but trains on depth of %s: evaluate it with the "
+            "same estimator (ModelPolicy(depth=...)), or set model.overrides.depth_source: sensor",
+            asked.checkpoint,
+        )
+    estimator = DeferredEstimator(DepthSpec(str(asked.checkpoint), asked.resolution))
+    return SampleDepth(estimator, DepthCache(asked.cache), cameras)
 
 
 def _freeze(model: SpatialVLAForConditionalGeneration, prefixes: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ class Frames(Dataset[Sample]):
 
     def __init__(self, run: Run) -> None:
         self.datasets = run.datasets
+        self.depth = run.depth
         self.augment = run.augment
         self.seed = run.recipe.seed
 
@@ -42,6 +43,8 @@ class Frames(Dataset[Sample]):
         """The sample at a frame of a dataset."""
         dataset, frame, slot = place
         sample = self.datasets[dataset][frame]
+        if self.depth is not None:
+            sample = self.depth(sample)
         return sample if self.augment is None else self.augment(sample, slot, self.seed)
 
 
@@ -120,6 +123,8 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
         forget_after(output / "metrics.jsonl", done)
     accelerator.init_trackers("spatialvla_ft")
 
+    if run.depth is not None:
+        _fill_depth(run, accelerator)
     micro = cfg.gradient_accumulation
     sampler = Sampler(
         recipe.seed,
@@ -231,7 +236,7 @@ def validate(run: Run, model: nn.Module, count: int) -> dict[str, float]:
         frames = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
         for start in range(0, len(frames), run.recipe.train.batch_size):
             chosen = frames[start : start + run.recipe.train.batch_size]
-            batch = run.collate([dataset[i] for i in chosen])
+            batch = run.collate([run.sample(dataset, i) for i in chosen])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             outputs = model(**batch, logits_to_keep="labels")
             labels = batch["labels"][:, 1:]
@@ -245,6 +250,21 @@ def validate(run: Run, model: nn.Module, count: int) -> dict[str, float]:
     return {f"validation/{name}": total / batches for name, total in totals.items()}
 
 
+def _fill_depth(run: Run, accelerator: Accelerator) -> None:
+    """Estimate what the cache lacks, each process its share, before any worker asks for it."""
+    assert run.depth is not None
+    run.depth.estimator.to(accelerator.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for dataset in [*run.datasets, *run.heldout]:
+        frames = range(rank, len(dataset), world)
+        size = run.recipe.data.depth.batch_size
+        logger.info("depth of %d frames of %s", len(frames), dataset.name)
+        filled = run.depth.fill(dataset, frames, batch_size=size)
+        logger.info("%d pictures estimated, %d were cached", filled.estimated, filled.found)
+    accelerator.wait_for_everyone()
+    run.depth.estimator.release()
+
+
 def _identity(run: Run) -> str:
     """Fingerprint of what must not change between a run and its continuation."""
     content = run.recipe.model_dump(mode="json")
@@ -254,6 +274,10 @@ def _identity(run: Run) -> str:
     for name in ("validate_every", "validate_samples"):
         content["train"].pop(name)
     content.pop("output")
+    if run.depth is not None:
+        for name in ("cache", "batch_size", "checkpoint"):
+            content["data"]["depth"].pop(name)
+        content["data"]["depth"]["fingerprint"] = run.depth.estimator.fingerprint
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ..models.lora import TARGETS
 
@@ -74,6 +81,50 @@ class Augmentation(Section):
     hue: float = Field(0.05, ge=0, le=0.5)
 
 
+class Depth(Section):
+    """Where depth comes from; `depth: sensor` is short for `depth: {source: sensor}`.
+
+    `sensor` takes the dataset's depth, `estimate` the model's ZoeDepth, and `estimator` a
+    checkpoint of its own, run once over the data before training (see docs/depth.md).
+    """
+
+    source: Literal["sensor", "estimate", "estimator"] = "estimate"
+    checkpoint: str | None = None
+    """ZoeDepth, Depth Anything V2 (metric), Depth Pro, or a SpatialVLA checkpoint's ZoeDepth."""
+    cache: Path | None = None
+    resolution: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1)
+    """Pictures per run of the estimator."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Depth:
+        if self.source == "estimator":
+            absent = [name for name in ("checkpoint", "cache") if getattr(self, name) is None]
+            if absent:
+                raise ValueError(
+                    f"source estimator needs {' and '.join(absent)}, e.g. depth: {{source: "
+                    "estimator, checkpoint: PATH, cache: DIR}"
+                )
+        else:
+            given = sorted(self.model_fields_set - {"source"})
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} of data.depth belong to source: estimator, but the source "
+                    f"is {self.source}"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: Any) -> Any:
+        """The word where a word says it all, so that recipes read and hash as before."""
+        return write(self) if self.source == "estimator" else self.source
+
+
 class Data(Section):
     """What is learnt from."""
 
@@ -84,8 +135,7 @@ class Data(Section):
     """Observed steps, the present one included; None keeps the base's."""
     proprio: bool | None = None
     """Whether the model reads the dataset's proprioception; None keeps the base's."""
-    depth: Literal["sensor", "estimate"] = "estimate"
-    """`sensor` takes the dataset's depth, `estimate` the model's ZoeDepth."""
+    depth: Depth = Field(default_factory=Depth)
     holdout: float = Field(0.05, ge=0, lt=1)
     workers: int = Field(1, ge=0)
     augment: Augmentation | None = None

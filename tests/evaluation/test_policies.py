@@ -11,6 +11,7 @@ import torch
 from tiny_world import NAME, depth_map, picture, tiny_model, tiny_processor
 
 from spatialvla_ft.data.sample import Observation
+from spatialvla_ft.depth.every_nth import EveryNth
 from spatialvla_ft.evaluation.policies import MeanAction, ModelPolicy, NoMotion, View
 from spatialvla_ft.models.observation import ObservationLayout
 
@@ -164,3 +165,56 @@ def test_a_real_model_does_what_processor_and_model_say():
         )
         wanted = processor.decode_actions(model.predict_action(inputs), NAME)["actions"][0]
         np.testing.assert_array_equal(got[i], wanted)
+
+
+class Bright:
+    """Depth tells the picture and its K."""
+
+    name, fingerprint, uses_intrinsics = "bright", "b", True
+
+    asked = 0
+
+    def __call__(self, pictures, intrinsics=None):
+        self.asked += len(pictures)
+        return 1 + pictures.mean(1) + intrinsics[:, 1, 1].view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("zoe", [None, object()])
+def test_an_estimator_stands_in_for_sensor_and_model(zoe):
+    policy = ModelPolicy(FakeModel(zoe), FakeProcessor(), depth=Bright())
+    one = view([3, 4], depth=False)
+    policy.act(one)
+    for i, got in enumerate(policy.processor.seen[0]["depth"]):
+        seen = one.observations[i]
+        wanted = 1 + seen.images["primary"].mean(-1) / 255 + seen.intrinsics["primary"][1, 1]
+        np.testing.assert_allclose(got[0], wanted, rtol=1e-5)
+
+
+def grey(episode, level, *, fresh):
+    step = view([episode], [fresh], depth=False)
+    pictures = {"primary": np.full_like(step.observations[0].images["primary"], level)}
+    now = dataclasses.replace(step.observations[0], images=pictures)
+    return dataclasses.replace(step, observations=(now,))
+
+
+def levels(call):
+    return [round((float(depth[0, 0]) - 1 - 53) * 255) for depth in call["depth"][0]]
+
+
+def test_every_second_picture_of_an_episode_is_estimated():
+    policy = ModelPolicy(FakeModel(), FakeProcessor(), execute=1, depth=EveryNth(Bright(), 2))
+    for k in range(5):
+        policy.act(grey(3, 40 * k, fresh=k in (0, 3)))
+    # Picture 3 starts the episode anew; 4 repeats it.
+    assert [levels(call) for call in policy.processor.seen] == [[0], [0], [80], [120], [120]]
+
+
+def test_every_picture_of_a_window_is_estimated_once():
+    processor = FakeProcessor()
+    processor.layout = ObservationLayout(window=2)
+    estimator = Bright()
+    policy = ModelPolicy(FakeModel(), processor, execute=1, depth=estimator)
+    for k in range(4):
+        policy.act(grey(3, 40 * k, fresh=k in (0, 3)))
+    assert [levels(call) for call in processor.seen] == [[0, 0], [0, 40], [40, 80], [120, 120]]
+    assert estimator.asked == 4
