@@ -27,7 +27,7 @@ from .action_rows import text_like_table
 from .camera_inputs import image_processor
 from .configuration_spatialvla import SpatialVLAConfig
 from .ego3d import Ego3DPositionEmbedding
-from .loading_report import check_loaded, shown
+from .loading_report import check_loaded, readable_weights, shown
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import IMAGE_TOKEN, SpatialVLAProcessor
 
@@ -182,9 +182,10 @@ def _take_paligemma(
     dtype: torch.dtype,
 ) -> None:
     """Hand the loaded tensors over rather than copy them; only the vocabulary is rebuilt."""
-    loaded, info = PaliGemmaForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, attn_implementation="eager", output_loading_info=True
-    )
+    with readable_weights(source):
+        loaded, info = PaliGemmaForConditionalGeneration.from_pretrained(
+            source, dtype=dtype, attn_implementation="eager", output_loading_info=True
+        )
     check_loaded(info, source, cure="Fetch the PaliGemma 2 again; its download is incomplete.")
     parts = loaded.model
     _hand_over(parts.vision_tower.state_dict(), model.vision_tower)
@@ -202,9 +203,10 @@ def _take_paligemma(
 def _take_zoedepth(
     model: SpatialVLAForConditionalGeneration, source: str | Path, dtype: torch.dtype
 ) -> None:
-    loaded, info = ZoeDepthForDepthEstimation.from_pretrained(
-        source, dtype=dtype, output_loading_info=True
-    )
+    with readable_weights(source):
+        loaded, info = ZoeDepthForDepthEstimation.from_pretrained(
+            source, dtype=dtype, output_loading_info=True
+        )
     check_loaded(info, source, cure="Fetch the ZoeDepth again; its download is incomplete.")
     _hand_over(loaded.state_dict(), model.vision_zoe_model)
     model.vision_zoe_model.requires_grad_(False)

@@ -13,7 +13,14 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .attention import refuse_kernel, text_kernel
 from .configuration_spatialvla import SpatialVLAConfig
-from .released import fill_from_processor_config
+from .loading_report import check_loaded, readable_weights
+from .released import fill_from_processor_config, refuse_no_place
+
+TABLE = "spatial_embed_tokens.weight"
+INCOMPLETE = (
+    "The download is incomplete or its files are of several checkpoints: fetch it again. "
+    "allow_incomplete=True takes it as it is, with random values for what is missing"
+)
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 LOADER_KWARGS = (
@@ -47,6 +54,7 @@ class CheckpointLoading(PreTrainedModel):
         pretrained_model_name_or_path: str | Path,
         *args: Any,
         compatibility: Literal["ours", "released"] | None = None,
+        allow_incomplete: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a checkpoint, a released one included.
@@ -56,14 +64,20 @@ class CheckpointLoading(PreTrainedModel):
             *args: passed on to transformers.
             compatibility: "released" restores numbers of the released code that are known to be
                 wrong; None keeps what the checkpoint says of itself ("ours" where it says nothing).
+            allow_incomplete: take a checkpoint that lacks weights (they are random then), or holds
+                ones that are not part of the model; without it that is a ValueError.
             **kwargs: passed on to transformers (dtype, device_map, attn_implementation, ...), or
                 overrides of config fields.
+
+        Raises:
+            ValueError: weights are missing, unknown, of another shape, or cannot be read.
         """
+        refuse_no_place(pretrained_model_name_or_path)
+        hub = {k: kwargs[k] for k in HUB_KWARGS if k in kwargs}
         refuse_kernel(text_kernel(kwargs.get("attn_implementation")))
         if isinstance(kwargs.get("attn_implementation"), str):
             kwargs["attn_implementation"] = {"text_config": kwargs["attn_implementation"]}
         if kwargs.get("config") is None:
-            hub = {k: kwargs[k] for k in HUB_KWARGS if k in kwargs}
             config, unused = SpatialVLAConfig.from_pretrained(
                 pretrained_model_name_or_path,
                 return_unused_kwargs=True,
@@ -73,14 +87,43 @@ class CheckpointLoading(PreTrainedModel):
             unused = {k: v for k, v in unused.items() if k not in HUB_KWARGS}
             loader = {k: v for k, v in kwargs.items() if k in LOADER_KWARGS}
             kwargs = {"config": config, **hub, **loader, **unused}
-        fill_from_processor_config(kwargs["config"], pretrained_model_name_or_path)
+        found = {k: v for k, v in hub.items() if k != "force_download"}
+        fill_from_processor_config(kwargs["config"], pretrained_model_name_or_path, **found)
         if compatibility is not None:
             if compatibility not in ("ours", "released"):
                 raise ValueError(
                     f"compatibility {compatibility!r} is unknown; use 'ours' or 'released'"
                 )
             kwargs["config"].compatibility = compatibility
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        tell = kwargs.pop("output_loading_info", False)
+        accepted = ["mismatched_keys"] if kwargs.get("ignore_mismatched_sizes") else []
+        accepted += ["missing_keys", "unexpected_keys"] if allow_incomplete else []
+        # Shapes are refused below, with a message that says what to do.
+        kwargs.update(ignore_mismatched_sizes=True, output_loading_info=True)
+        with readable_weights(pretrained_model_name_or_path):
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        problems = {k: () if k in accepted else v for k, v in info.items()}
+        check_loaded(problems, pretrained_model_name_or_path, cure=INCOMPLETE)
+        return (model, info) if tell else model
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; a spatial table that is a view of the text embeddings is written out.
+
+        safetensors refuses tensors that share memory, and the released layout has both.
+        """
+        if kwargs.get("state_dict") is None and self._table_is_shared():
+            weights = self.state_dict()
+            weights[TABLE] = weights[TABLE].clone()
+            kwargs["state_dict"] = weights
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _table_is_shared(self) -> bool:
+        table = getattr(self, "spatial_embed_tokens", None)
+        if table is None:
+            return False
+        memory = table.weight.untyped_storage().data_ptr()
+        others = (self.get_input_embeddings(), self.get_output_embeddings())
+        return any(memory == other.weight.untyped_storage().data_ptr() for other in others)
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kw: Any):
         """As in transformers, but sdpa is refused for the text tower."""

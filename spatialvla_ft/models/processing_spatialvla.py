@@ -37,7 +37,7 @@ from .camera_inputs import (
 )
 from .configuration_spatialvla import SpatialVLAConfig
 from .observation import ObservationLayout
-from .released import read_processor_config
+from .released import image_tokens, read_processor_config
 from .resize import with_action_tokens
 
 logger = logging.getLogger(__name__)
@@ -85,9 +85,12 @@ class SpatialVLAProcessor(ProcessorMixin):
         self.image_size = int(image_processor.size["height"])
         if image_processor.size["width"] != image_processor.size["height"]:
             raise ValueError(f"the model's picture must be square, got {image_processor.size}")
-        self.image_seq_length = int(
-            getattr(image_processor, "image_seq_length", None) or (self.image_size // 14) ** 2
-        )
+        if not getattr(image_processor, "image_seq_length", None):
+            raise ValueError(
+                "the image processor has no image_seq_length, the tokens that a picture makes: set "
+                "it to the number of patches, e.g. 256 for 224 pixels in patches of 14"
+            )
+        self.image_seq_length = int(image_processor.image_seq_length)
 
     def set_grid(self, grid: ActionGrid) -> None:
         """Use another grid, e.g. one fitted to a new robot.
@@ -117,6 +120,8 @@ class SpatialVLAProcessor(ProcessorMixin):
             )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
         image_processor = SiglipImageProcessorPil.from_pretrained(source, **hub)
+        if not getattr(image_processor, "image_seq_length", None):
+            image_processor.image_seq_length = image_tokens(source, **hub)
         known = ("statistics", "intrinsic_config", "action_chunk_size")
         own = (*known, "bin_policy", "action_config", "action_grid", "min_sigma")
         own = (*own, "image_processor", "observation")

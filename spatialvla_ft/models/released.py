@@ -6,6 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers.utils import cached_file
 
 from .configuration_spatialvla import SpatialVLAConfig
@@ -13,15 +21,78 @@ from .configuration_spatialvla import SpatialVLAConfig
 
 def read_processor_config(source: str | Path, **hub: Any) -> dict[str, Any] | None:
     """`processor_config.json` of a checkpoint folder or Hub repository; None if it has none."""
-    path = cached_file(
-        str(source),
-        "processor_config.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **hub,
-    )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return read_json(source, "processor_config.json", **hub)
+
+
+def read_json(source: str | Path, name: str, **hub: Any) -> dict[str, Any] | None:
+    """One JSON file of a checkpoint folder or Hub repository; None if it has none.
+
+    ValueError where that cannot be said: no such place, no access, or a Hub out of reach.
+    """
+    refuse_no_place(source)
+    if Path(source).is_dir():
+        path = Path(source) / hub.get("subfolder", "") / name
+        if not path.is_file():
+            return None
+    else:
+        try:
+            path = Path(cached_file(str(source), name, **hub))
+        except OSError as error:
+            reason = hub_reason(error.__cause__ or error, name)
+            if reason is None:
+                return None
+            raise ValueError(f"{source}: {reason}") from error
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def refuse_no_place(source: str | Path) -> None:
+    """ValueError for what is neither a folder nor the form of a Hub repository's name."""
+    name = str(source)
+    if not Path(source).is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
+        raise ValueError(
+            f"{source} is no folder; give a checkpoint folder, or OWNER/NAME on the Hub"
+        )
+
+
+def hub_reason(error: BaseException, file: str) -> str | None:
+    """Why the Hub gave no file, and the cure; None where the repository merely lacks it."""
+    if isinstance(error, GatedRepoError):
+        return (
+            "this repository is gated: accept its terms on its page on the Hub, then log in with "
+            "`hf auth login`, or pass token="
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "there is neither a folder nor a Hub repository of this name that you may read: check "
+            "its spelling, or, if it is private, log in with `hf auth login` or pass token="
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such revision: name a branch, tag or commit that it has"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{file} is not in the cache and the Hub was not reached (no connection, "
+            "or offline mode): connect, or fetch the checkpoint where there is a connection "
+            "(`hf download OWNER/NAME --local-dir DIR`) and give that folder"
+        )
+    if isinstance(error, EntryNotFoundError):
+        return None
+    if isinstance(error, HfHubHTTPError):
+        return f"the Hub refused or failed ({error}): check your access, or try again later"
+    if "does not appear to have a file" in str(error):  # known to be absent from an earlier call
+        return None
+    return f"it cannot be read from the Hub ({error})"
+
+
+def image_tokens(source: str | Path, **hub: Any) -> int:
+    """Tokens per picture, from a checkpoint's config.json; ValueError where it has none."""
+    config = read_json(source, "config.json", **hub)
+    if config is None:
+        raise ValueError(
+            f"{source}: preprocessor_config.json has no image_seq_length and there is no "
+            "config.json to work it out from. Add image_seq_length, the number of patches of a "
+            "picture (256 for 224 pixels in patches of 14), or the checkpoint's config.json"
+        )
+    return SpatialVLAConfig.from_dict(config).num_image_tokens
 
 
 def token_counts(processor: dict[str, Any]) -> tuple[int, ...] | None:
@@ -42,11 +113,11 @@ def token_counts(processor: dict[str, Any]) -> tuple[int, ...] | None:
     )
 
 
-def fill_from_processor_config(config: SpatialVLAConfig, source: str | Path) -> None:
+def fill_from_processor_config(config: SpatialVLAConfig, source: str | Path, **hub: Any) -> None:
     """Fill chunk size and token counts from the processor's file, where config.json lacks them."""
     if config.action_chunk_size is not None and config.action_token_counts is not None:
         return
-    processor = read_processor_config(source)
+    processor = read_processor_config(source, **hub)
     counts = None if processor is None else token_counts(processor)
     if processor is None or counts is None:
         return
