@@ -224,7 +224,7 @@ def load_policy_model(
         model = load_with_adapter(Path(path), dtype=dtype).get_base_model()
     else:
         model, info = SpatialVLAForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, output_loading_info=True
+            path, dtype=dtype, output_loading_info=True, allow_incomplete=True
         )
         missing = sorted(info["missing_keys"])
         if canary and missing:
