@@ -27,6 +27,15 @@ def sim(
     execute: Annotated[
         int | None, typer.Option(help="Actions executed per chunk; default all.")
     ] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="Checkpoint of a depth estimator, in place of the model's.")
+    ] = None,
+    depth_resolution: Annotated[
+        int | None, typer.Option(help="Side of the estimator's input; default as trained.")
+    ] = None,
+    depth_every: Annotated[
+        int, typer.Option(help="Estimate depth at every n-th picture of an episode.")
+    ] = 1,
     name: Annotated[str | None, typer.Option(help="Name of the policy in reports.")] = None,
     image_size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
     camera_mode: Annotated[str, typer.Option(help="fixed or random.")] = "random",
@@ -51,7 +60,13 @@ def sim(
     with fail_with(ValueError, OSError):
         if episodes < 1:
             raise ValueError(f"--episodes is {episodes}; it must be at least 1")
+        if depth is None and (depth_resolution is not None or depth_every != 1):
+            raise ValueError("--depth-resolution and --depth-every need --depth, an estimator")
+        if depth is not None and policy != "model":
+            raise ValueError(f"--depth is for --policy model; {policy} does not look")
         acting = _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads)
+        if depth is not None:
+            acting = _with_depth(acting, depth, depth_resolution, depth_every)
         from spatialvla_ft.evaluation.closed_loop import run_closed_loop
 
         results = []
@@ -122,3 +137,13 @@ def _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads):
     return policies.ModelPolicy(
         model, processor, unnorm_key=unnorm_key, execute=execute, name=name or checkpoint.name
     )
+
+
+def _with_depth(policy, checkpoint, resolution, every):
+    from spatialvla_ft.depth.every_nth import EveryNth
+    from spatialvla_ft.depth.load import DepthSpec, load_depth_estimator
+
+    device = str(next(policy.model.parameters()).device)
+    estimator = load_depth_estimator(DepthSpec(checkpoint, resolution, device=device))
+    policy.use_depth_of(EveryNth(estimator, every))
+    return policy

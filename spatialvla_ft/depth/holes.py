@@ -1,4 +1,4 @@
-"""The rule for bad pixels, second half: what stands in for unknown depth (docs/decisions/0007).
+"""The rule for bad pixels, second half: what stands in for unknown depth (docs/decisions/0009).
 
 Unknown pixels are marked 0 as early as possible, stay out of every mean, and only what has no
 known pixel at all takes the median of its picture.

@@ -1,4 +1,4 @@
-"""The rule for bad pixels, first half: which depth counts (docs/decisions/0007).
+"""The rule for bad pixels, first half: which depth counts (docs/decisions/0009).
 
 Free of torch, so that dataset readers, torch code and plain NumPy share it.
 """

@@ -109,10 +109,17 @@ class ModelPolicy:
         self.name = name
         self.cameras = processor.layout.cameras
         sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
-        self.depth: DepthInput = "sensor" if sensor or depth is not None else "estimate"
-        self.estimated = None if depth is None else WindowDepth(depth, self.cameras)
+        self.depth: DepthInput = "sensor" if sensor else "estimate"
+        self.estimated: WindowDepth | None = None
+        if depth is not None:
+            self.use_depth_of(depth)
         self._queues: dict[int, deque[np.ndarray]] = {}
         self._seen: dict[int, deque[Observation]] = {}
+
+    def use_depth_of(self, estimator: DepthEstimator) -> None:
+        """Estimate depth with this from the next picture on."""
+        self.depth = "sensor"  # as an input of the model, like a sensor's
+        self.estimated = WindowDepth(estimator, self.cameras)
 
     def act(self, view: View) -> Float64[np.ndarray, "B 7"]:
         """The next action of each episode's chunk."""

@@ -356,7 +356,7 @@ def _depth(
     if model.config.use_vision_zoe and model.config.vision_zoe_config is not None:
         logger.warning(
             "the model has a ZoeDepth of its own, but trains on depth of %s: evaluate it with the "
-            "same estimator (ModelPolicy(depth=...)), or set model.overrides.depth_source: sensor",
+            "same estimator (eval sim --depth), or set model.overrides.depth_source: sensor",
             asked.checkpoint,
         )
     estimator = DeferredEstimator(DepthSpec(str(asked.checkpoint), asked.resolution))
