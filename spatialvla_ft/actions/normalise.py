@@ -16,7 +16,7 @@ though it does change is a step function under this formula, as released:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,20 @@ class ActionStatistics:
     def degenerate(self) -> Bool[np.ndarray, " dim"]:
         """Normalised dimensions that change, but in less than 2 % of the steps."""
         return np.asarray(self.mask & ~self.constant & (self.q99 - self.q01 <= EPSILON))
+
+    def symmetric(self, which: Bool[np.ndarray, " dim"]) -> ActionStatistics:
+        """The same with quantiles -q and q in some dimensions, q the larger of |q01| and |q99|.
+
+        Then 0 in the robot's units is 0 normalised, so that a grid with a zero bin represents no
+        motion exactly; the price is range that one side does not use.
+        """
+        reach = np.maximum(np.abs(self.q01), np.abs(self.q99))
+        chosen = which & self.mask
+        return replace(
+            self,
+            q01=np.where(chosen, -reach, self.q01),
+            q99=np.where(chosen, reach, self.q99),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A dataset's entry in the layout of the released `statistics`: action, counts."""
