@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from .axes import F64
+from .fit import KINDS, fit_grid
 from .gaussians import fit_gaussians
 from .grid import ActionGrid
-from .normalise import ActionStatistics, normalise
+from .grid_checks import Decoding
+from .normalise import ActionStatistics, normalise, unnormalise
 from .reconstruction import reconstruct
-from .spaces import ActionSpace, NormalisedActions, RawActions, end_effector_delta
-
-GridKind = Literal["uniform", "gaussian", "quantile"]
-KINDS: tuple[GridKind, ...] = ("uniform", "gaussian", "quantile")
+from .spaces import NormalisedActions, RawActions, end_effector_delta
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class Line:
         zero_bin: whether no motion has a bin of its own.
         translation, rotation: normalised units.
         translation_mm, rotation_mrad: robot units, None where the source has none.
-        still: what the action of no motion comes back as: the largest of its numbers in size,
-            normalised.
+        still: how far a robot moves that should keep still, normalised: its worst dimension.
     """
 
     source: str
@@ -48,29 +46,6 @@ class Line:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def fit_grid(
-    kind: GridKind,
-    actions: NormalisedActions,
-    *,
-    space: ActionSpace | None = None,
-    bins: Any = None,
-    min_sigma: float = 0.0,
-    zero_bin: bool = False,
-) -> ActionGrid:
-    """A grid of the given kind on normalised actions (n, dim), decoding to the mean of its bins.
-
-    Means are those of the actions, for Gaussian and uniform bins too: the fitted distribution puts
-    them elsewhere where it does not fit, such as at a clipped extreme.
-    """
-    common: dict[str, Any] = {"space": space, "bins": bins, "zero_bin": zero_bin}
-    if kind == "quantile":
-        return ActionGrid.from_quantiles(actions, **common)
-    if kind == "uniform":
-        return ActionGrid.uniform(**common).with_means(actions)
-    fits = fit_gaussians(actions, space)
-    return ActionGrid.from_gaussians(fits, min_sigma=min_sigma, **common).with_means(actions)
 
 
 def made_up_sources(count: int = 20_000, seed: int = 0) -> dict[str, Float64[np.ndarray, "n 7"]]:
@@ -103,24 +78,26 @@ def compare_grids(
         known = statistics
         if known is not None and zero_bin:
             known = known.symmetric(space.deltas)
-        values = actions if known is None else normalise(RawActions(actions), known)
+        values = (
+            actions if known is None else normalise(RawActions(actions.astype(np.float32)), known)
+        )
         scale = np.ones(7) if known is None else (known.q99 - known.q01) / 2
         values = np.asarray(values, np.float64)
         half = len(values) // 2
-        fitting, trying = NormalisedActions(values[:half]), values[half:]
+        fitting, trying = NormalisedActions(values[:half].astype(np.float32)), values[half:]
         for kind in KINDS:
             own = fit_grid(kind, fitting, min_sigma=min_sigma, zero_bin=zero_bin)
-            grids = {"data mean": (own, "mean"), "midpoint": (own, "midpoint")}
+            grids: dict[str, tuple[ActionGrid, Decoding]] = {
+                "data mean": (own, "mean"),
+                "midpoint": (own, "midpoint"),
+            }
             if kind == "gaussian":
                 fits = fit_gaussians(fitting)
                 theirs = ActionGrid.from_gaussians(fits, min_sigma=min_sigma, zero_bin=zero_bin)
                 grids["mean"] = (theirs, "mean")
             for decoding, (grid, mode) in sorted(grids.items(), reverse=True):
-                result = reconstruct(grid, trying, mode=mode)  # type: ignore[arg-type]
+                result = reconstruct(grid, trying, mode=mode)
                 error = result.decoded - result.actions
-                still = _still(known)
-                back = grid.decode(grid.encode(still), mode=mode)[0, :6]  # type: ignore[arg-type]
-                lost = back if known is None else back - still[0, :6]
                 robot = known is not None
                 yield Line(
                     source=name,
@@ -131,15 +108,18 @@ def compare_grids(
                     rotation=_rms(error[:, 3:6]),
                     translation_mm=_rms(1e3 * (error * scale)[:, :3]) if robot else None,
                     rotation_mrad=_rms(1e3 * (error * scale)[:, 3:6]) if robot else None,
-                    still=float(np.abs(lost).max()),
+                    still=_moves(grid, mode, known),
                 )
 
 
-def _still(statistics: ActionStatistics | None) -> F64:
-    """(1, 7) the normalised action of a robot that keeps still, gripper closed."""
-    raw = np.zeros((1, 7))
-    values = raw if statistics is None else normalise(RawActions(raw), statistics)
-    return np.asarray(values, np.float64)
+def _moves(grid: ActionGrid, mode: Decoding, statistics: ActionStatistics | None) -> float:
+    """How far a robot moves that should keep still, normalised units: its worst dimension."""
+    if statistics is None:
+        return float(np.abs(grid.decode(grid.encode(np.zeros((1, 7))), mode=mode)[0, :6]).max())
+    values = normalise(RawActions(np.zeros((1, 7), np.float32)), statistics)
+    back = unnormalise(grid.decode(grid.encode(values), mode=mode), statistics)
+    scale = (statistics.q99 - statistics.q01) / 2
+    return float((np.abs(back) / scale)[0, :6].max())
 
 
 def _rms(errors: F64) -> float:

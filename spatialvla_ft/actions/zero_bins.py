@@ -2,7 +2,7 @@
 
 A line gets a bin [-eps, eps], a length r a first bin [0, eps], which decode to exactly 0. eps lies
 halfway between 0 and the nearest other decoded value, so every number goes to the nearer of the
-two, as for an ordinary bin; the others keep equal probability. It is at least 1e-4, because
+two, as for an ordinary bin; the others keep equal probability. It is at least 1e-3, because
 normalising a motionless action in float32 may miss 0 by a little.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .axes import F64
 
-SMALLEST_EPS = 1e-4
+SMALLEST_EPS = 1e-3
 """Least half-width of a zero bin, normalised units."""
 
 Cut = Callable[[float, float, int], tuple[F64, F64]]

@@ -41,14 +41,24 @@ def fit(
         Kind, typer.Option(help="Bins of equal probability, of equal counts, or of equal width.")
     ] = Kind.gaussian,
     bins: Annotated[
-        str, typer.Option(help="Bins of theta,phi,r,roll,pitch,yaw,gripper.")
-    ] = "16,32,8,16,16,16,2",
+        str | None,
+        typer.Option(
+            help="Bins in the order of the action: of one arm theta,phi,r,roll,pitch,yaw,gripper, "
+            "16,32,8,16,16,16,2 if not given; 256 of a joint."
+        ),
+    ] = None,
     min_sigma: Annotated[
         float, typer.Option(help="Raise smaller sigmas to this; the released mixture used 0.5.")
     ] = 0.0,
     decoding: Annotated[
-        Decoding, typer.Option(help="A token decodes to its bin's mean or midpoint.")
+        Decoding,
+        typer.Option(
+            help="A token decodes to the mean of these actions in its bin, or its middle."
+        ),
     ] = Decoding.mean,
+    zero_bin: Annotated[
+        bool, typer.Option("--zero-bin", help="Give no motion bins that decode to exactly that.")
+    ] = False,
     card: Annotated[
         Path | None, typer.Option(help="Card of the dataset; INPUT/card.yaml if not given.")
     ] = None,
@@ -65,8 +75,9 @@ def fit(
     from spatialvla_ft.cli.grids_input import read_actions
 
     try:
-        given = read_actions(source, card=card, split=split)
-        grid = _fit(given, kind.value, _counts(bins), min_sigma, decoding.value)
+        given = read_actions(source, card=card, split=split, zero_bin=zero_bin)
+        counts = None if bins is None else _counts(bins)
+        grid = _fit(given, kind.value, counts, min_sigma, zero_bin, decoding.value)
         report = _report(grid, given)
         if plot is not None:
             from spatialvla_ft.viz.grids import save_grid_plot
@@ -89,24 +100,33 @@ def _counts(bins: str) -> tuple[int, ...]:
         return tuple(int(n) for n in bins.split(","))
     except ValueError:
         raise ValueError(
-            f"--bins is {bins!r}; give seven whole numbers with commas, e.g. 16,32,8,16,16,16,2"
+            f"--bins is {bins!r}; give whole numbers with commas, e.g. 16,32,8,16,16,16,2"
         ) from None
 
 
 def _fit(
-    given: GridActions, kind: str, bins: tuple[int, ...], min_sigma: float, decoding: Any
+    given: GridActions,
+    kind: Any,
+    bins: tuple[int, ...] | None,
+    min_sigma: float,
+    zero_bin: bool,
+    decoding: Any,
 ) -> ActionGrid:
-    from spatialvla_ft.actions import ActionGrid, fit_gaussians
+    from spatialvla_ft.actions.fit import fit_grid
+    from spatialvla_ft.actions.spaces import NormalisedActions
 
     if min_sigma and kind != "gaussian":
         raise ValueError(f"--min-sigma is {min_sigma:g}, but --kind {kind} fits no Gaussian")
-    if kind == "quantile":
-        return ActionGrid.from_quantiles(given.actions, bins=bins, decoding=decoding)
-    if kind == "uniform":
-        return ActionGrid.uniform(bins=bins, decoding=decoding)
-    return ActionGrid.from_gaussians(
-        fit_gaussians(given.actions), bins=bins, min_sigma=min_sigma, decoding=decoding
+    grid = fit_grid(
+        kind,
+        NormalisedActions(given.actions),
+        space=given.space,
+        bins=bins,
+        min_sigma=min_sigma,
+        zero_bin=zero_bin,
     )
+    grid.decoding = decoding
+    return grid
 
 
 def _report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
@@ -126,7 +146,7 @@ def _report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
             errors[name] |= {
                 "rmse_robot": error["rmse"] * scale,
                 "max_robot": error["max"] * scale,
-                "unit": given.units[index],
+                "unit": given.space.units[index],
             }
     return {
         "source": given.name,
@@ -134,11 +154,15 @@ def _report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
         "kind": grid.kind,
         "bins": list(grid.bins),
         "num_tokens": grid.total,
-        "used_translation_tokens": len(np.unique(result.ids[:, 0])),
-        "used_rotation_tokens": len(np.unique(result.ids[:, 1])),
+        "tokens": {
+            slot.name: {"used": len(np.unique(result.ids[:, index])), "of": count}
+            for index, (slot, count) in enumerate(zip(grid.slots, grid.counts, strict=True))
+        },
+        "zero_bin": grid.zero_bin,
         "decoding": grid.decoding,
         "min_sigma": grid.min_sigma,
         "gaussians": grid.gaussians,
+        "axes": list(grid.edges),
         "reconstruction": errors,
     }
 
@@ -150,8 +174,8 @@ def _show(report: dict[str, Any], given: GridActions) -> None:
     console = Console()
     console.print(
         f"{report['kind']} grid of {report['num_actions']:,} actions of {report['source']}: "
-        f"{report['num_tokens']} tokens, {report['used_translation_tokens']} translation and "
-        f"{report['used_rotation_tokens']} rotation tokens in use",
+        f"{report['num_tokens']} tokens; in use "
+        + ", ".join(f"{t['used']} of {t['of']} {name}" for name, t in report["tokens"].items()),
         highlight=False,
         soft_wrap=True,
     )
@@ -160,7 +184,11 @@ def _show(report: dict[str, Any], given: GridActions) -> None:
         for heading in ("axis", "mu", "sigma", "sigma in use"):
             table.add_column(heading, justify="left" if heading == "axis" else "right")
         for axis, fitted in report["gaussians"].items():
-            used = "" if axis in "xyz" else f"{max(fitted['sigma'], report['min_sigma']):.4f}"
+            used = (
+                ""
+                if axis not in report["axes"]
+                else f"{max(fitted['sigma'], report['min_sigma']):.4f}"
+            )
             table.add_row(axis, f"{fitted['mu']:.4f}", f"{fitted['sigma']:.4f}", used)
         console.print(table)
     table = Table(

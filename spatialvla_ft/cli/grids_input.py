@@ -11,26 +11,33 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spatialvla_ft.actions.normalise import ActionStatistics
+    from spatialvla_ft.actions.spaces import ActionSpace
 
 
 @dataclass(frozen=True)
 class GridActions:
-    """Normalised actions (n, 7) with their name; statistics where the source is a dataset."""
+    """Normalised actions (n, dim) with their name; statistics where the source is a dataset."""
 
     name: str
     actions: NDArray[np.float64]
     statistics: ActionStatistics | None
-    units: tuple[str, ...]
+    space: ActionSpace
 
 
-def read_actions(source: Path, *, card: Path | None, split: str) -> GridActions:
-    """From a dataset directory (raw actions, normalised here) or a .npy/.npz (normalised).
+def read_actions(
+    source: Path, *, card: Path | None, split: str, zero_bin: bool = False
+) -> GridActions:
+    """From a dataset directory (raw actions, normalised here) or a .npy/.npz (normalised, one arm).
+
+    For a grid with zero bins the dataset's statistics are made symmetric, so that 0 is 0.
 
     ValueError names the file, what is wrong with it and the cure.
     """
+    from spatialvla_ft.actions.spaces import end_effector_delta
+
     if source.is_dir():
-        return _from_dataset(source, card, split)
-    return GridActions(source.name, _from_file(source), None, ("normalised",) * 7)
+        return _from_dataset(source, card, split, zero_bin)
+    return GridActions(source.name, _from_file(source), None, end_effector_delta())
 
 
 def read_gaussians(source: Path, name: str | None = None) -> dict[str, dict[str, float]]:
@@ -64,23 +71,18 @@ def read_gaussians(source: Path, name: str | None = None) -> dict[str, dict[str,
     return fits[name]
 
 
-def _from_dataset(source: Path, card: Path | None, split: str) -> GridActions:
+def _from_dataset(source: Path, card: Path | None, split: str, zero_bin: bool) -> GridActions:
     from spatialvla_ft.actions.normalise import normalise
     from spatialvla_ft.data import open_dataset
     from spatialvla_ft.data.statistics import dataset_statistics
 
     dataset = open_dataset(source, card=card, split=split)
     space = dataset.action_space
-    roles = [group.role for group in space.groups]
-    if roles != ["translation", "rotation", "gripper"] or space.dim != 7:
-        raise ValueError(
-            f"{dataset.name} has actions of {space.dim} dimensions ({', '.join(space.names)}); "
-            "a grid needs x, y, z, roll, pitch, yaw, gripper of one arm. Train such a robot with "
-            "a head that regresses its actions"
-        )
     statistics = dataset_statistics(dataset)
+    if zero_bin:
+        statistics = statistics.symmetric(space.deltas)
     actions = normalise(dataset.actions(), statistics).astype("float64")
-    return GridActions(dataset.name, actions, statistics, space.units)
+    return GridActions(dataset.name, actions, statistics, space)
 
 
 def _from_file(source: Path) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from spatialvla_ft.cli import (
     eval_report,
     eval_sim,
     export,
+    grids_compare,
     grids_fit,
     grids_plot,
     init_base,
@@ -41,6 +42,7 @@ data.command("depth")(data_depth.depth)
 app.add_typer(grids, name="grids")
 grids.command("fit")(grids_fit.fit)
 grids.command("plot")(grids_plot.plot)
+grids.command("compare")(grids_compare.compare)
 app.add_typer(evaluate, name="eval")
 evaluate.command("open-loop")(eval_open_loop.open_loop)
 evaluate.command("sim")(eval_sim.sim)

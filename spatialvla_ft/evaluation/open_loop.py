@@ -15,10 +15,10 @@ import torch
 
 from ..actions.normalise import ActionStatistics, normalise
 from ..data.dataset import RldsDataset
+from ..data.statistics import normalised_dimensions
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..training.collate import Collator
-from ..training.metrics import TYPES
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run_open_loop(
         actions = np.stack([sample.actions for sample in samples])
         normalised = normalise(actions, statistics)
         flat = normalised.reshape(-1, normalised.shape[-1])
-        true_ids = processor.action_tokenizer.encode(flat).reshape(*actions.shape[:2], 3)
+        true_ids = processor.action_tokenizer.encode(flat).reshape(*actions.shape[:2], -1)
         hits.append(ids.cpu().numpy().reshape(true_ids.shape) == true_ids)
         truths.append(actions)
         valid.append(np.stack([sample.valid for sample in samples]))
@@ -95,8 +95,10 @@ def run_open_loop(
     truth, guess = np.concatenate(truths)[mask], np.concatenate(guesses)[mask]
     right = np.concatenate(hits)[mask]
     still = np.zeros_like(truth)
-    gripper = dataset.action_space.slice_of("gripper")
-    still[:, gripper] = np.round(statistics.mean[gripper])
+    held = ~dataset.action_space.deltas
+    still[:, held] = statistics.mean[held]
+    grippers = ~normalised_dimensions(dataset.action_space)
+    still[:, grippers] = np.round(statistics.mean[grippers])
     mean = np.broadcast_to(statistics.mean, truth.shape)
     l1 = {
         name: np.abs(prediction - truth).mean(axis=0).tolist()
@@ -108,5 +110,11 @@ def run_open_loop(
         names=dataset.action_space.names,
         units=dataset.action_space.units,
         l1=l1,
-        token_accuracy=dict(zip(TYPES, right.mean(axis=0).tolist(), strict=True)),
+        token_accuracy=dict(
+            zip(
+                (slot.name for slot in processor.grid.slots),
+                right.mean(axis=0).tolist(),
+                strict=True,
+            )
+        ),
     )

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..actions.gaussians import fit_gaussians
+from ..actions.fit import fit_grid
 from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
+from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics, NormalisedActions, normalise
 from ..data.dataset import RldsDataset, holdout, open_dataset
 from ..data.sample import Sample
@@ -29,7 +30,7 @@ from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
 from .augment import Augment
 from .collate import Collator, DepthInput
-from .recipe import Dataset, Depth, Grid, Recipe, RecipeError
+from .recipe import Dataset, Depth, Recipe, RecipeError
 from .sample_depth import SampleDepth
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,12 @@ def build(recipe: Recipe) -> Run:
                 np.flatnonzero(known.degenerate).tolist(),
             )
 
-    grid = _grid(recipe.grid, recipe, datasets, statistics)
+    known_grid = _known_grid(recipe)
+    zero_bin = recipe.grid.zero_bin if known_grid is None else known_grid.zero_bin
+    if zero_bin:  # 0 must mean no motion in the robot's units too
+        deltas = datasets[0].action_space.deltas
+        statistics = {name: known.symmetric(deltas) for name, known in statistics.items()}
+    grid = _grid(recipe, datasets, statistics)
     base_fingerprint = None
     if recipe.model.new is not None:
         model, processor = _new(recipe, datasets, grid, overrides)
@@ -106,13 +112,14 @@ def build(recipe: Recipe) -> Run:
         model, processor = _load(recipe, overrides)
         base_fingerprint = fingerprint(model)
         if grid is not None:
-            if grid.bins != processor.grid.bins:
-                raise RecipeError(
-                    f"the new grid has bins {grid.bins}, the base {processor.grid.bins}: fit a "
-                    "grid with the base's bins (`spatialvla-ft grids fit --bins ...`)"
-                )
             if recipe.grid.adapt_embeddings:
                 adapt_to_grid(model, processor.grid, grid)
+            elif grid.counts != processor.grid.counts:
+                raise RecipeError(
+                    f"the new grid has {grid.counts} tokens per slot, the base "
+                    f"{processor.grid.counts}: set grid.adapt_embeddings: true, or fit a grid with "
+                    "the base's bins (`spatialvla-ft grids fit --bins ...`)"
+                )
             processor.set_grid(grid)
             # Tokens of a refitted grid mean nothing in the units of the base's datasets.
             processor.statistics.clear()
@@ -235,36 +242,52 @@ def _open(
     return train, held
 
 
+def _known_grid(recipe: Recipe) -> ActionGrid | None:
+    """The grid of a file, or of the base where the recipe fits none; None where one is fitted."""
+    if recipe.grid.file is not None:
+        return load_grid(Path(recipe.grid.file))
+    if recipe.grid.fit is None and recipe.model.new is None:
+        return SpatialVLAProcessor.from_pretrained(recipe.model.base).grid
+    return None
+
+
 def _grid(
-    asked: Grid,
-    recipe: Recipe,
-    datasets: Sequence[RldsDataset],
-    statistics: dict[str, ActionStatistics],
+    recipe: Recipe, datasets: Sequence[RldsDataset], statistics: dict[str, ActionStatistics]
 ) -> ActionGrid | None:
-    """The grid this run uses; None keeps the base's."""
-    if asked.file is not None:
-        return load_grid(Path(asked.file))
-    if asked.fit is None and recipe.model.new is None:
-        return None
+    """The grid this run uses, of the data's action space; None keeps the base's."""
+    asked = recipe.grid
+    space = datasets[0].action_space
+    slots = slots_of(space)
+    for dataset in datasets:
+        if slots_of(dataset.action_space) != slots:
+            raise RecipeError(
+                f"{dataset.name} has actions {dataset.action_space.names}, {datasets[0].name} "
+                f"{space.names}: one run needs one action space"
+            )
+    known = _known_grid(recipe)
+    if known is not None:
+        if known.slots != slots:
+            raise RecipeError(
+                f"the grid is for actions {known.action_space.names}, the data has {space.names}: "
+                "set grid.fit, or give a grid.file fitted to this robot"
+            )
+        return known if asked.file is not None else None
     if recipe.model.new is not None:
         bins = recipe.model.new.bins
     else:
-        bins = SpatialVLAProcessor.from_pretrained(recipe.model.base).grid.bins
+        base = SpatialVLAProcessor.from_pretrained(recipe.model.base).grid
+        bins = base.bins if base.slots == slots else None
     actions = np.concatenate(
         [normalise(dataset.actions(), statistics[dataset.name]) for dataset in datasets]
     )
-    return fit_grid(asked.fit or "gaussian", NormalisedActions(actions), bins, asked.min_sigma)
-
-
-def fit_grid(
-    kind: str, actions: NormalisedActions, bins: Sequence[int], min_sigma: float = 0.0
-) -> ActionGrid:
-    """A grid of the given kind on normalised actions (n, 7)."""
-    if kind == "gaussian":
-        return ActionGrid.from_gaussians(fit_gaussians(actions), bins=bins, min_sigma=min_sigma)
-    if kind == "quantile":
-        return ActionGrid.from_quantiles(actions, bins=bins)
-    return ActionGrid.uniform(bins=bins)
+    return fit_grid(
+        asked.fit or "gaussian",
+        NormalisedActions(actions),
+        space=space,
+        bins=bins,
+        min_sigma=asked.min_sigma,
+        zero_bin=asked.zero_bin,
+    )
 
 
 def _new(

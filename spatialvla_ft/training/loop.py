@@ -172,7 +172,12 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
             labels = batch["labels"][:, 1:]
             values = {
                 "loss": float(loss),
-                **token_accuracy(outputs.logits, labels[labels != -100], run.spatialvla.config),
+                **token_accuracy(
+                    outputs.logits,
+                    labels[labels != -100],
+                    run.spatialvla.config,
+                    run.processor.grid.slots,
+                ),
                 "learning_rate": scheduler.get_last_lr()[0],
                 "grad_norm": float(norm),
                 "samples_per_second": samples / elapsed,
@@ -242,7 +247,12 @@ def validate(run: Run, model: nn.Module, count: int) -> dict[str, float]:
             labels = batch["labels"][:, 1:]
             values = {
                 "loss": float(outputs.loss),
-                **token_accuracy(outputs.logits, labels[labels != -100], run.spatialvla.config),
+                **token_accuracy(
+                    outputs.logits,
+                    labels[labels != -100],
+                    run.spatialvla.config,
+                    run.processor.grid.slots,
+                ),
             }
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + value

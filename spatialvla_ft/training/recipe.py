@@ -40,7 +40,7 @@ class NewModel(Section):
     image_size: int = 64
     patch_size: int = 16
     action_chunk_size: int = 1
-    bins: tuple[int, int, int, int, int, int, int] = (16, 32, 8, 16, 16, 16, 2)
+    bins: tuple[int, ...] | None = None
     vision: dict[str, Any] = Field(default_factory=dict)
     text: dict[str, Any] = Field(default_factory=dict)
     config: dict[str, Any] = Field(default_factory=dict)
@@ -147,12 +147,15 @@ class Grid(Section):
     fit: Literal["gaussian", "quantile", "uniform"] | None = None
     file: Path | None = None
     min_sigma: float = Field(0.0, ge=0)
+    zero_bin: bool = False
     adapt_embeddings: bool = True
 
     @model_validator(mode="after")
     def _not_both(self) -> Grid:
         if self.fit is not None and self.file is not None:
             raise ValueError("set at most one of grid.fit and grid.file")
+        if self.file is not None and self.zero_bin:
+            raise ValueError("grid.file says itself whether it has zero bins; leave zero_bin out")
         return self
 
 

@@ -50,7 +50,8 @@ def test_fit_a_file(file, tmp_path):
     out, picture = tmp_path / "grid.json", tmp_path / "grid.png"
     result = call("fit", file, "--out", out, "--plot", picture, "--min-sigma", 0.4)
     assert result.exit_code == 0, result.output
-    assert load_grid(out) == ActionGrid.from_gaussians(fit_gaussians(ACTIONS), min_sigma=0.4)
+    gaussian = ActionGrid.from_gaussians(fit_gaussians(ACTIONS), min_sigma=0.4)
+    assert load_grid(out) == gaussian.with_means(ACTIONS)
     assert picture.stat().st_size > 10_000
     assert "8194 tokens" in result.output
     assert "robot" not in result.output  # no statistics, so no robot units
@@ -98,13 +99,20 @@ def test_robot_units(dataset, tmp_path):
     assert "rad" in text
 
 
-def test_other_robots_are_refused(dataset, tmp_path):
-    joints = ActionGroup("joint", tuple(f"q{i}" for i in range(7)), "rad", "joint")
-    dataset.action_space = ActionSpace((joints,))
-    result = call("fit", tmp_path)
-    assert result.exit_code == 1
-    assert "q0, q1" in result.output
-    assert "of one arm" in result.output
+def test_joints(dataset, tmp_path):
+    joints = ActionGroup("joint", tuple(f"q{i}" for i in range(6)), "rad", "joint")
+    hand = ActionGroup("gripper", ("hand",), "1 = open, 0 = closed", "absolute")
+    dataset.action_space = ActionSpace((joints, hand))
+    out = tmp_path / "grid.json"
+    result = call("fit", tmp_path, "--out", out, "--kind", "quantile", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert list(report["tokens"]) == ["q0", "q1", "q2", "q3", "q4", "q5", "hand"]
+    assert load_grid(out).bins == (256,) * 6 + (2,)
+    assert max(report["reconstruction"][f"q{i}"]["rmse"] for i in range(6)) < 0.01
+    refused = call("fit", tmp_path, "--zero-bin")
+    assert refused.exit_code == 1
+    assert "leave zero_bin off" in refused.output
 
 
 def test_plot(file, tmp_path, golden_checkpoint):
