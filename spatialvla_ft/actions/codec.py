@@ -91,13 +91,13 @@ def _sphere_encoder(
 ) -> RowEncoder:
     at_theta, at_phi, at_r = inner
     _, n_phi, n_r = bins
+    own, find, atan2, sqrt = slice(start, start + 3), bisect_right, math.atan2, math.sqrt
 
     def encode(row: list[float]) -> int:
-        x, y, z = row[start : start + 3]
+        x, y, z = row[own]
         rho2 = x * x + y * y
-        theta = bisect_right(at_theta, math.atan2(math.sqrt(rho2), z))
-        phi = bisect_right(at_phi, math.atan2(y, x))
-        return (theta * n_phi + phi) * n_r + bisect_right(at_r, math.sqrt(rho2 + z * z)) + offset
+        direction = find(at_theta, atan2(sqrt(rho2), z)) * n_phi + find(at_phi, atan2(y, x))
+        return direction * n_r + find(at_r, sqrt(rho2 + z * z)) + offset
 
     return encode
 
@@ -107,10 +107,11 @@ def _lines_encoder(
 ) -> RowEncoder:
     at_roll, at_pitch, at_yaw = inner
     _, n_pitch, n_yaw = bins
+    own, find = slice(start, start + 3), bisect_right
 
     def encode(row: list[float]) -> int:
-        roll, pitch, yaw = row[start : start + 3]
-        first = bisect_right(at_roll, roll) * n_pitch + bisect_right(at_pitch, pitch)
-        return first * n_yaw + bisect_right(at_yaw, yaw) + offset
+        roll, pitch, yaw = row[own]
+        first = find(at_roll, roll) * n_pitch + find(at_pitch, pitch)
+        return first * n_yaw + find(at_yaw, yaw) + offset
 
     return encode

@@ -19,10 +19,12 @@ from .layout import (
     Slot,
     axis_ranges,
     check_actions,
-    check_bins,
     fitted_values,
+    per_axis,
     slot_totals,
     slots_of,
+    some_actions,
+    zero_axes,
 )
 from .quantiles import conditional_means
 from .spaces import ActionSpace, end_effector_delta
@@ -95,7 +97,7 @@ class ActionGrid:
             dict(self.midpoints) if means is None else check_means(means, self.edges)
         )
         if zero_bin:
-            for axis in _zero_axes(self.slots):
+            for axis in zero_axes(self.slots):
                 check_zero(axis, self.edges[axis], self.means[axis])
         self.bins: tuple[int, ...] = tuple(
             n for slot in self.slots for n in [len(self.edges[a]) - 1 for a in slot.axes] or [2]
@@ -111,6 +113,7 @@ class ActionGrid:
         ]
         self._row_encoders = [codec.row_encoder() for codec in self._codecs]
         self._tables: dict[Decoding, list[F64]] = {}
+        self._lists: dict[Decoding, list[list[list[float]]]] = {}
 
     @classmethod
     def from_gaussians(
@@ -135,9 +138,9 @@ class ActionGrid:
             zero_bin: represent no motion exactly (see `zero_bins.py`).
         """
         slots = slots_of(space := space or end_effector_delta())
-        counts = _per_axis(bins, slots)
+        counts = per_axis(bins, slots)
         check_min_sigma(min_sigma)
-        zeros = _zero_axes(slots) if zero_bin else ()
+        zeros = zero_axes(slots) if zero_bin else ()
         edges, means = {}, {}
         for axis, (low, high) in axis_ranges(slots).items():
             if axis not in params or not {"mu", "sigma"} <= set(params[axis]):
@@ -177,9 +180,9 @@ class ActionGrid:
         The directions theta and phi of actions that do not translate at all are left out.
         """
         slots = slots_of(space := space or end_effector_delta())
-        counts = _per_axis(bins, slots)
-        values = fitted_values(_some_actions(actions, space), slots)
-        zeros = _zero_axes(slots) if zero_bin else ()
+        counts = per_axis(bins, slots)
+        values = fitted_values(some_actions(to_numpy(actions), space), slots)
+        zeros = zero_axes(slots) if zero_bin else ()
         edges, means = {}, {}
         for axis, (low, high) in axis_ranges(slots).items():
             edges[axis], means[axis] = quantile_bins(
@@ -205,8 +208,8 @@ class ActionGrid:
     ) -> ActionGrid:
         """Bins of equal width on every axis; their means are their midpoints."""
         slots = slots_of(space := space or end_effector_delta())
-        counts = _per_axis(bins, slots)
-        zeros = _zero_axes(slots) if zero_bin else ()
+        counts = per_axis(bins, slots)
+        zeros = zero_axes(slots) if zero_bin else ()
         fits = {
             axis: uniform_bins(low, high, counts[axis], axis=axis, zero=axis in zeros)
             for axis, (low, high) in axis_ranges(slots).items()
@@ -232,8 +235,8 @@ class ActionGrid:
 
         A bin that none of them is in keeps its mean, and a zero bin stays exactly 0.
         """
-        values = fitted_values(_some_actions(actions, self.action_space), self.slots)
-        zeros = _zero_axes(self.slots) if self.zero_bin else ()
+        values = fitted_values(some_actions(to_numpy(actions), self.action_space), self.slots)
+        zeros = zero_axes(self.slots) if self.zero_bin else ()
         means = {}
         for axis, edges in self.edges.items():
             means[axis] = conditional_means(values[axis], edges, empty=self.means[axis])
@@ -263,9 +266,11 @@ class ActionGrid:
                 return like(few, actions)
         array = check_actions(array, self.action_space)
         ids = np.empty((len(array), self.tokens), dtype=np.int64)
+        buffer = np.empty((self.dim, min(_BLOCK, len(array))))
         for start in range(0, len(array), _BLOCK):
-            columns = np.clip(array[start : start + _BLOCK].T, -1.0, 1.0)
             block = ids[start : start + _BLOCK]
+            columns = buffer[:, : len(block)]
+            np.clip(array[start : start + _BLOCK].T, -1.0, 1.0, out=columns)
             for index, codec in enumerate(self._codecs):
                 codec.encode_columns(columns, block[:, index])
         return like(ids, actions)
@@ -273,12 +278,13 @@ class ActionGrid:
     def _encode_few(self, rows: list[list[float]]) -> I64 | None:
         """As the rest of `encode`, action by action; None if a number is not finite."""
         encoders = self._row_encoders
-        ids = []
+        ids: list[int] = []
         for row in rows:
             if not math.isfinite(sum(row)):
                 return None
             clipped = [v if -1.0 <= v <= 1.0 else (1.0 if v > 0 else -1.0) for v in row]
-            ids.append([encode(clipped) for encode in encoders])
+            for encode in encoders:
+                ids.append(encode(clipped))  # noqa: PERF401 - a comprehension per row is slower
         return np.array(ids, dtype=np.int64).reshape(-1, self.tokens)
 
     def decode(self, ids: Any, *, mode: Decoding | None = None) -> Any:
@@ -297,18 +303,35 @@ class ActionGrid:
         array = to_numpy(ids)
         if array.ndim == 1 and len(array) == self.tokens:
             array = array[None]
+        mode = self.decoding if mode is None else check_mode(mode)
+        if array.ndim == 2 and len(array) <= _FEW and array.dtype == np.int64:
+            few = self._decode_few(array.tolist(), mode)
+            if few is not None:
+                return like(few, ids)
         self.check_ids(array)
-        tables = self._decode_tables(self.decoding if mode is None else check_mode(mode))
+        tables = self._decode_tables(mode)
         actions = np.empty((len(array), self.dim), dtype=np.float64)
         for start in range(0, len(array), _BLOCK):
             block, out = array[start : start + _BLOCK], actions[start : start + _BLOCK]
             for index, (slot, table) in enumerate(zip(self.slots, tables, strict=True)):
                 relative = block[:, index] - self.offsets[index]
-                if slot.shape == "switch":
-                    out[:, slot.start] = relative
-                else:
-                    out[:, slot.start : slot.stop] = table[relative]
+                out[:, slot.start : slot.stop] = table[relative]
         return like(actions, ids)
+
+    def _decode_few(self, rows: list[list[int]], mode: Decoding) -> F64 | None:
+        """As the rest of `decode`, action by action; None if an id is wrong."""
+        if mode not in self._lists:
+            self._lists[mode] = [table.tolist() for table in self._decode_tables(mode)]
+        slots = list(zip(self.offsets, self.counts, self._lists[mode], strict=True))
+        actions: list[float] = []
+        for row in rows:
+            if len(row) != len(slots):
+                return None
+            for index, (offset, count, values) in zip(row, slots, strict=False):
+                if not 0 <= index - offset < count:
+                    return None
+                actions += values[index - offset]
+        return np.array(actions, dtype=np.float64).reshape(-1, self.dim)
 
     def check_ids(self, ids: NDArray[Any], *, begin: int = 0) -> None:
         """ValueError unless `ids` are integers (n, tokens), each of its slot's type.
@@ -325,12 +348,6 @@ class ActionGrid:
         if not len(ids):
             return
         limits = [begin + offset for offset in (*self.offsets, self.total)]
-        if len(ids) <= _FEW and all(
-            low <= i < high
-            for row in ids.tolist()
-            for low, i, high in zip(limits, row, limits[1:], strict=False)
-        ):
-            return
         for column, slot in enumerate(self.slots):
             low, high = limits[column], limits[column + 1]
             if ids[:, column].min() >= low and ids[:, column].max() < high:
@@ -375,32 +392,7 @@ class ActionGrid:
         )
 
 
-def _per_axis(bins: Any, slots: Sequence[Slot]) -> dict[str, int]:
-    """{axis: count} from counts in the order of the slots, grippers included."""
-    counts = iter(check_bins(bins, slots))
-    return {name: next(counts) for slot in slots for name in slot.axes or (slot.name,)}
-
-
-def _zero_axes(slots: Sequence[Slot]) -> tuple[str, ...]:
-    """Axes with a zero bin; ValueError if 0 means nothing special on any."""
-    axes = tuple(axis for slot in slots for axis in slot.zero_axes)
-    if not axes:
-        raise ValueError(
-            "zero_bin is set, but no group of the action space is a change per step "
-            "(ActionGroup.delta), so 0 does not mean no motion; leave zero_bin off"
-        )
-    return axes
-
-
 def _mark_zero(midpoints: dict[str, F64], edges: dict[str, F64], slots: Sequence[Slot]) -> None:
     """Let the bins of no motion decode to 0 in midpoint mode too: [0, eps] of a length."""
-    for axis in _zero_axes(slots):
+    for axis in zero_axes(slots):
         midpoints[axis][np.digitize(0.0, edges[axis][1:-1])] = 0.0
-
-
-def _some_actions(actions: Any, space: ActionSpace) -> F64:
-    """Checked, clipped to [-1, 1], and at least one row."""
-    array = check_actions(to_numpy(actions), space)
-    if len(array) == 0:
-        raise ValueError("actions has no rows; bins from data need at least one action")
-    return np.asarray(np.clip(array, -1.0, 1.0))

@@ -201,3 +201,28 @@ def slot_totals(slots: Sequence[Slot], bins: Sequence[int]) -> tuple[int, ...]:
         totals.append(math.prod(bins[at : at + width]))
         at += width
     return tuple(totals)
+
+
+def per_axis(bins: Any, slots: Sequence[Slot]) -> dict[str, int]:
+    """{axis: count} from counts in the order of the slots, grippers included."""
+    counts = iter(check_bins(bins, slots))
+    return {name: next(counts) for slot in slots for name in slot.axes or (slot.name,)}
+
+
+def zero_axes(slots: Sequence[Slot]) -> tuple[str, ...]:
+    """Axes with a zero bin; ValueError if 0 means nothing special on any."""
+    axes = tuple(axis for slot in slots for axis in slot.zero_axes)
+    if not axes:
+        raise ValueError(
+            "zero_bin is set, but no group of the action space is a change per step "
+            "(ActionGroup.delta), so 0 does not mean no motion; leave zero_bin off"
+        )
+    return axes
+
+
+def some_actions(actions: Any, space: ActionSpace) -> F64:
+    """Checked, clipped to [-1, 1], and at least one row."""
+    array = check_actions(actions, space)
+    if len(array) == 0:
+        raise ValueError("actions has no rows; bins from data need at least one action")
+    return np.asarray(np.clip(array, -1.0, 1.0))
