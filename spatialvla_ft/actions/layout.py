@@ -21,7 +21,7 @@ from .spaces import ActionSpace, Role
 Shape = Literal["sphere", "lines", "switch"]
 
 LINE_BINS = 256
-"""Bins of a dimension that has a token of its own; `docs/decisions/0010-action-spaces.md` says why."""
+"""Bins of a dimension that has a token of its own (docs/decisions/0010-action-spaces.md)."""
 
 _DEFAULT_BINS = {"sphere": (16, 32, 8), "lines": (16, 16, 16), "switch": (2,)}
 
