@@ -1,7 +1,13 @@
 """From demonstrations on disk to samples: index, cards, standard steps, sampling."""
 
 from spatialvla_ft.data.cards import Card, load_cards
-from spatialvla_ft.data.dataset import RldsDataset, holdout, open_dataset
+from spatialvla_ft.data.dataset import (
+    LeRobotDataset,
+    RldsDataset,
+    SampleDataset,
+    holdout,
+    open_dataset,
+)
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.index import FrameIndex, build_index
 from spatialvla_ft.data.sample import Sample
@@ -12,8 +18,10 @@ __all__ = [
     "Card",
     "DatasetError",
     "FrameIndex",
+    "LeRobotDataset",
     "RldsDataset",
     "Sample",
+    "SampleDataset",
     "Sampler",
     "Standardised",
     "build_index",

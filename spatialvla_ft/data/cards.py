@@ -1,10 +1,11 @@
-"""Dataset cards: how the columns of an RLDS dataset become one standard step, as data.
+"""Dataset cards: how the columns of a dataset become one standard step, as data.
 
 The format is described in `data_mixtures/README.md`; a card is checked whole when it is read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -69,6 +70,9 @@ class Action(_Model):
     rotation: RotationTerms | None = None
     joints: list[TermField] | None = None
     gripper: list[TermField]
+    reference: Literal["delta", "absolute"] | None = None
+    joint_names: list[str] | None = None
+    joint_unit: str = "rad"
 
     @pydantic.model_validator(mode="after")
     def _one_kind(self) -> Action:
@@ -76,6 +80,11 @@ class Action(_Model):
         if arm == (self.joints is not None):
             raise ValueError("an action has translation and rotation, or joints")
         return self
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether 0 means no motion; unless the card says, hands move by deltas, joints do not."""
+        return self.joints is None if self.reference is None else self.reference == "delta"
 
     @property
     def terms(self) -> list[Term]:
@@ -88,11 +97,16 @@ _NO_TERMS = RotationTerms(raw="zero", terms=[])
 
 
 class Relabel(_Model):
-    """Action dimensions replaced by the change of the state; the last step is dropped then."""
+    """Action dimensions replaced by a change.
+
+    `next_minus_current`: of the state until the next step; the last step is dropped then.
+    `target_minus_current`: from the state's pose to the pose that the action commands, both
+    x, y, z, roll, pitch, yaw in the robot's base.
+    """
 
     dims: tuple[int, int]
     source: TermField = Field(alias="from")
-    rule: Literal["next_minus_current"]
+    rule: Literal["next_minus_current", "target_minus_current"]
 
 
 class Proprio(_Model):
@@ -185,28 +199,57 @@ class Card(_Model):
                 )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _relabel_fits(self) -> Card:
+        action, relabel = self.action, self.relabel
+        whole = relabel is not None and relabel.dims == (0, 6) and action.joints is None
+        if relabel and relabel.rule == "target_minus_current" and (action.is_delta or not whole):
+            raise ValueError(
+                "relabel: target_minus_current needs an end-effector action with reference: "
+                f"absolute and dims: [0, 6]; got dims {list(relabel.dims)}, "
+                f"{'delta' if action.is_delta else 'absolute'} {action.encoding}"
+            )
+        if relabel and not action.is_delta and action.joints is None and not whole:
+            raise ValueError("relabel of an absolute pose must replace all of it, dims: [0, 6]")
+        return self
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps every episode loses: those dropped, and the last if its action needs one more."""
+        return self.drop.first + (
+            self.relabel is not None and self.relabel.rule == "next_minus_current"
+        )
+
     @property
     def action_space(self) -> ActionSpace:
         """Names, units and frames of the standard action."""
         if self.action.joints is None:
-            return end_effector_delta(self.control_hz)
+            space = end_effector_delta(self.control_hz)
+            if self.action.is_delta or self.relabel is not None:
+                return space
+            groups = tuple(dataclasses.replace(group, delta=False) for group in space.groups)
+            return dataclasses.replace(space, groups=groups)
         raise DatasetError(
             f"card {self.name!r}: the action is in joint space ({self.action.encoding}); "
             "action_space_of(dim) names its joints"
         )
 
     def action_space_of(self, dim: int) -> ActionSpace:
-        """The action space when the action is `dim` wide; joints are counted from 1."""
+        """The action space when the action is `dim` wide; unnamed joints are counted from 1."""
         if self.action.joints is None:
             return self.action_space
-        names = tuple(f"joint_{i}" for i in range(1, dim))
-        return ActionSpace(
-            groups=(
-                ActionGroup("joint", names, "rad", "joint"),
-                ActionGroup("gripper", ("gripper",), "1 = open, 0 = closed", "absolute"),
-            ),
-            control_hz=self.control_hz,
+        count = dim - bool(self.action.gripper)
+        names = self.action.joint_names or [f"joint_{i}" for i in range(1, count + 1)]
+        if len(names) != count:
+            raise DatasetError(
+                f"card {self.name!r}: joint_names has {len(names)} names, the action {count} "
+                "joints; mend joint_names or the slices"
+            )
+        arm = ActionGroup(
+            "joint", tuple(names), self.action.joint_unit, "joint", delta=self.action.is_delta
         )
+        hand = ActionGroup("gripper", ("gripper",), "1 = open, 0 = closed", "absolute")
+        return ActionSpace((arm, hand) if self.action.gripper else (arm,), self.control_hz)
 
 
 def load_cards(path: str | Path) -> dict[str, Card]:

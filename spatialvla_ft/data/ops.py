@@ -84,7 +84,8 @@ def rel_to_abs(values: Array, eps: float, positive_is: str) -> Array:
     return (np.where(last < 0, start, held) > 0).astype(np.float32)
 
 
-def _euler(rotation: Rotation) -> Array:
+def euler_xyz(rotation: Rotation) -> Array:
+    """Roll, pitch, yaw (scipy 'xyz'), float32; yaw is 0 at pitch +-90 degrees."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Gimbal lock")
         euler: Array = rotation.as_euler("xyz").astype(np.float32)
@@ -94,7 +95,7 @@ def _euler(rotation: Rotation) -> Array:
 def quat_to_euler(values: Array, order: str) -> Array:
     """(..., 4) quaternions, x y z w, to roll, pitch, yaw; yaw is 0 at pitch +-90 degrees."""
     del order  # one value is allowed: xyzw
-    return _euler(Rotation.from_quat(values.astype(np.float64)))
+    return euler_xyz(Rotation.from_quat(values.astype(np.float64)))
 
 
 def axis_angle_to_euler(values: Array, norm_eps: float) -> Array:
@@ -103,7 +104,7 @@ def axis_angle_to_euler(values: Array, norm_eps: float) -> Array:
     angle = np.linalg.norm(values, axis=-1, keepdims=True)
     axis = values / (angle + norm_eps)
     quat = np.concatenate([axis * np.sin(angle / 2), np.cos(angle / 2)], axis=-1)
-    return _euler(Rotation.from_quat(quat))
+    return euler_xyz(Rotation.from_quat(quat))
 
 
 def zlib_float32(values: Array, width: int) -> Array:

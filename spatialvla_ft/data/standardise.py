@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int64
 from spatialvla_ft.actions.spaces import RawActions
 from spatialvla_ft.data.cards import Card
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.poses import pose_difference, pose_matrices
 from spatialvla_ft.data.terms import Term
 
 
@@ -94,11 +95,14 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
     if card.relabel and count:
         low, high = card.relabel.dims
         state = _join(card, "relabel", [card.relabel.source], columns, count)
-        action = action[:-1].copy()
-        action[:, low:high] = state[1:] - state[:-1]
-        steps = steps[:-1]
-        proprio = None if proprio is None else proprio[:-1]
-        language = None if language is None else language[:-1]
+        if card.relabel.rule == "target_minus_current":
+            action = _towards(card, action, state)
+        else:
+            action = action[:-1].copy()
+            action[:, low:high] = state[1:] - state[:-1]
+            steps = steps[:-1]
+            proprio = None if proprio is None else proprio[:-1]
+            language = None if language is None else language[:-1]
     images = {slot: term.path for slot, term in (card.cameras or {}).items()}
     return Standardised(RawActions(action), proprio, language, images, steps)
 
@@ -111,6 +115,19 @@ def _join(
         return np.concatenate(parts, axis=-1)
     except (ValueError, IndexError) as error:
         raise DatasetError(f"card {card.name!r}, {what}: {error}") from None
+
+
+def _towards(
+    card: Card, action: Float32[np.ndarray, "T 7"], state: Float32[np.ndarray, "T n"]
+) -> Float32[np.ndarray, "T 7"]:
+    """Commanded poses as changes of the present pose; the gripper stays."""
+    if state.shape[1] != 6:
+        raise DatasetError(
+            f"card {card.name!r}, relabel: `from` must be x, y, z, roll, pitch, yaw, got "
+            f"{state.shape[1]} columns; mend its slice"
+        )
+    change = pose_difference(pose_matrices(action[:, :6]), pose_matrices(state))
+    return np.concatenate([change, action[:, 6:]], axis=1)
 
 
 def _language(card: Card, columns: Mapping[str, Any]) -> list[str] | None:

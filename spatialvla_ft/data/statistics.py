@@ -12,8 +12,8 @@ from jaxtyping import Bool
 
 from spatialvla_ft.actions.normalise import ActionStatistics
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions
-from spatialvla_ft.data.dataset import RldsDataset
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.sample_dataset import SampleDataset
 
 
 def normalised_dimensions(space: ActionSpace) -> Bool[np.ndarray, " dim"]:
@@ -59,7 +59,7 @@ def compute_statistics(
     )
 
 
-def proprio_statistics(dataset: RldsDataset) -> ActionStatistics:
+def proprio_statistics(dataset: SampleDataset) -> ActionStatistics:
     """Statistics of the proprioception of a dataset; all of its numbers are normalised.
 
     Raises:
@@ -71,28 +71,33 @@ def proprio_statistics(dataset: RldsDataset) -> ActionStatistics:
     )
 
 
-def dataset_statistics(dataset: RldsDataset, *, cache_dir: Path | None = None) -> ActionStatistics:
+def dataset_statistics(
+    dataset: SampleDataset, *, cache_dir: Path | None = None
+) -> ActionStatistics:
     """Statistics of the actions of a dataset.
 
-    They are kept in `<index>/statistics/<hash of card, index and episodes>.json`, or in
+    They are kept in the store's `statistics_dir`, by a hash of card, content and episodes, or in
     `cache_dir`; where that cannot be written they are computed each time.
     """
-    parts = [dataset.card.source_hash, dataset.frame_index.content_hash]
+    parts = [dataset.card.source_hash, dataset.store.content_hash]
     digest = hashlib.sha256(json.dumps(parts).encode())
     digest.update(np.ascontiguousarray(dataset.episodes).tobytes())
-    path = (
-        cache_dir or dataset.frame_index.path / "statistics"
-    ) / f"{digest.hexdigest()[:24]}.json"
-    if dataset.card.source_hash and path.exists():
+    path = (cache_dir or dataset.store.statistics_dir) / f"{digest.hexdigest()[:24]}.json"
+    if _cacheable(dataset) and path.exists():
         return ActionStatistics.from_dict(json.loads(path.read_text()))
     statistics = compute_statistics(
         dataset.actions(),
         normalised_dimensions(dataset.action_space),
         num_trajectories=len(dataset.episodes),
     )
-    if dataset.card.source_hash:
+    if _cacheable(dataset):
         _write(path, statistics)
     return statistics
+
+
+def _cacheable(dataset: SampleDataset) -> bool:
+    """Whether content and card say all: a user's function for kinematics cannot be hashed."""
+    return bool(dataset.card.source_hash) and dataset.forward_kinematics is None
 
 
 def _write(path: Path, statistics: ActionStatistics) -> None:

@@ -175,7 +175,7 @@ def test_a_card_that_does_not_fit_fails_at_once(demo):
 
 
 def test_crosses_processes_and_caches_a_bounded_number(demo, monkeypatch):
-    from spatialvla_ft.data import dataset as module
+    from spatialvla_ft.data import sample_dataset as module
 
     monkeypatch.setattr(module, "CACHED_EPISODES", 2)
     dataset = open_dataset(demo, card=None)

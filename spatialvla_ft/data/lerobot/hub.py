@@ -1,0 +1,117 @@
+"""LeRobot datasets on the Hugging Face Hub: fetched whole at a revision, and published."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.lerobot.info import is_lerobot, read_info
+
+HUB = "hf://datasets/"
+_ADDRESS = re.compile(r"([\w.-]+/[\w.-]+)(?:@(\S+))?")
+PRIVATE_FILES = [".spatialvla_ft/*", ".cache/*", "*.lock", "*.incomplete"]
+"""What never leaves the folder."""
+
+
+def parse_address(address: str) -> tuple[str, str | None]:
+    """(OWNER/NAME, revision or None) of `hf://datasets/OWNER/NAME[@REVISION]`."""
+    found = _ADDRESS.fullmatch(address.removeprefix(HUB))
+    if not address.startswith(HUB) or found is None:
+        raise DatasetError(f"{address!r} is no Hub address; write {HUB}OWNER/NAME[@REVISION]")
+    return found[1], found[2]
+
+
+def fetch_dataset(repo_id: str, *, revision: str | None = None) -> Path:
+    """Folder of a dataset from the Hub, in huggingface_hub's cache; what is there is not fetched.
+
+    Args:
+        repo_id: OWNER/NAME.
+        revision: branch, tag or commit; the default branch if not given.
+
+    Raises:
+        DatasetError: no such dataset or revision, no access, no answer, or no LeRobot dataset.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    where = f"{repo_id}{f' at {revision}' if revision else ''}"
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, ignore_patterns=PRIVATE_FILES
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise DatasetError(
+            f"cannot fetch dataset {where} ({type(error).__name__}): check the name and revision, "
+            "whether you are logged in (hf auth login) if it is private, and the network"
+        ) from error
+    if not is_lerobot(Path(folder)):
+        raise DatasetError(
+            f"dataset {where} has no meta/info.json, so it is no LeRobot dataset; fetch RLDS "
+            "datasets with their own tools and give the folder"
+        )
+    return Path(folder)
+
+
+def push_dataset(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str = "Upload dataset",
+    token: str | None = None,
+) -> str:
+    """Publish a LeRobot dataset; returns the commit's id.
+
+    The commit is tagged with the dataset's format version, since LeRobot looks for that tag.
+
+    Args:
+        folder: the dataset.
+        repo_id: OWNER/NAME; made if it does not exist.
+        private: whether only its owner sees a new repository; an old one stays as it is.
+        revision: branch to write to, made if need be; the default branch if not given.
+        message: of the commit.
+        token: access token; the stored login if not given. It is never logged.
+
+    Raises:
+        DatasetError: no LeRobot dataset, or the Hub refused or did not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    version = read_info(Path(folder)).version
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type="dataset",
+            revision=revision,
+            commit_message=message,
+            ignore_patterns=PRIVATE_FILES,
+        )
+        if revision is None:
+            _tag(api, repo_id, version, commit.oid)
+    except (HfHubHTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        said = f"status {status}" if status else type(error).__name__
+        raise DatasetError(
+            f"cannot publish {folder} as {repo_id} ({said}): check that you may write there "
+            "(hf auth login), and the network; a second try goes on where this one stopped"
+        ) from error
+    return str(commit.oid)
+
+
+def _tag(api: object, repo_id: str, version: str, commit: str) -> None:
+    """Move the version's tag to a commit."""
+    from huggingface_hub import HfApi
+
+    assert isinstance(api, HfApi)
+    tags = api.list_repo_refs(repo_id, repo_type="dataset").tags
+    if any(tag.name == version for tag in tags):
+        api.delete_tag(repo_id, tag=version, repo_type="dataset")
+    api.create_tag(repo_id, tag=version, revision=commit, repo_type="dataset")

@@ -1,0 +1,84 @@
+"""A frame index as an `EpisodeStore`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+
+from spatialvla_ft.data.decode import decode_depth, decode_rgb
+from spatialvla_ft.data.rlds.index import FrameIndex
+
+
+class RldsStore:
+    """Episodes of an RLDS dataset.
+
+    Args:
+        index: the frame index.
+        fast_dct: decode JPEG as TensorFlow does, see `decode_rgb`.
+    """
+
+    def __init__(self, index: FrameIndex, *, fast_dct: bool = True) -> None:
+        self.index = index
+        self.fast_dct = fast_dct
+
+    @property
+    def label(self) -> str:
+        """Name and version."""
+        return f"{self.index.name}/{self.index.version}"
+
+    @property
+    def splits(self) -> Mapping[str, range]:
+        """Name of a split to its episodes."""
+        return self.index.splits
+
+    @property
+    def episode_lengths(self) -> Int64[np.ndarray, " n"]:
+        """Steps of every episode."""
+        return self.index.episode_lengths
+
+    @property
+    def content_hash(self) -> str:
+        """Changes whenever the data may have changed."""
+        return self.index.content_hash
+
+    @property
+    def statistics_dir(self) -> Path:
+        """Beside the index."""
+        return self.index.path / "statistics"
+
+    def check_column(self, key: str) -> None:
+        """DatasetError unless the dataset has this feature."""
+        self.index.leaf(key)
+
+    def check_image(self, key: str, *, depth: bool) -> None:
+        """DatasetError unless the dataset has this feature; pixels may be a plain tensor."""
+        self.index.leaf(key)
+
+    def trajectory(self, episode: int, keys: tuple[str, ...]) -> Mapping[str, Any]:
+        """Columns of an episode."""
+        return self.index.trajectory(episode, keys)
+
+    def value(self, key: str, episode: int, step: int) -> Any:
+        """A column at one step; of an episode's feature, its value."""
+        return self.index.value(key, episode, step)
+
+    def rgb(self, key: str, episode: int, step: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """A decoded picture; None where the bytes are empty."""
+        if self.index.leaf(key).kind != "image":
+            pixels: np.ndarray = self.index.value(key, episode, step)
+            return pixels
+        data = self.index.image_bytes(episode, step, key)
+        return decode_rgb(data, fast_dct=self.fast_dct) if data else None
+
+    def stored_depth(self, key: str, episode: int, step: int) -> NDArray[Any] | None:
+        """(H, W) depth in its stored unit; None where the bytes are empty."""
+        leaf = self.index.leaf(key)
+        if leaf.kind != "image":
+            return np.asarray(self.index.value(key, episode, step)).squeeze()
+        data = self.index.image_bytes(episode, step, key)
+        return decode_depth(data, leaf.dtype) if data else None
