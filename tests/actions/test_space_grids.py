@@ -112,7 +112,15 @@ def test_few_rows_and_many_agree(robot):
         ActionGrid.from_gaussians(fit_gaussians(actions, space), space=space),
     ):
         few = np.concatenate([grid.encode(actions[i : i + 3]) for i in range(0, 60, 3)])
-        np.testing.assert_array_equal(grid.encode(actions)[:60], few)
+        ids = grid.encode(actions)
+        np.testing.assert_array_equal(ids[:60], few)
+        for mode in ("mean", "midpoint"):
+            parts = [grid.decode(ids[i : i + 3], mode=mode) for i in range(0, 60, 3)]
+            np.testing.assert_array_equal(grid.decode(ids, mode=mode)[:60], np.concatenate(parts))
+        for wrong in (grid.total, grid.offsets[-1] - 1, -1):
+            ids[1, -1] = wrong
+            with pytest.raises(ValueError, match=rf"ids\[1, {grid.tokens - 1}\] is {wrong}"):
+                grid.decode(ids[:3])
 
 
 def test_quantile_edges_hold_equal_numbers():
