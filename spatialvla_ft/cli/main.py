@@ -6,6 +6,7 @@ Command modules import heavy libraries inside their functions, so that `--help` 
 import typer
 
 from spatialvla_ft.cli import (
+    bench,
     data_depth,
     data_index,
     data_record,
@@ -35,6 +36,7 @@ app.command("quickstart")(quickstart.quickstart)
 app.command("init-base")(init_base.init_base)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.command("bench")(bench.bench)
 data.command("record")(data_record.record)
 data.command("index")(data_index.index)
 data.command("stats")(data_stats.stats)

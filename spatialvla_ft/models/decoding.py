@@ -100,14 +100,14 @@ def library_greedy(
     ids: list[Tensor] = []
     for rows in slots:
         hidden = model.last_hidden(**step, past_key_values=cache)
-        token = _best(model, hidden, rows)[:, None] + model.config.action_token_begin_idx
+        token = best_of_slot(model, hidden, rows)[:, None] + model.config.action_token_begin_idx
         ids.append(token)
         attention_mask = F.pad(attention_mask, (0, 1), value=1)
         step = {"input_ids": token, "attention_mask": attention_mask}
     return torch.cat(ids, dim=-1)
 
 
-def _best(
+def best_of_slot(
     model: SpatialVLAForConditionalGeneration, hidden: Float[Tensor, "B D"], rows: slice
 ) -> Int[Tensor, " B"]:
     """Most likely token of a slot, counted from the first action token."""
@@ -182,20 +182,41 @@ class ChunkDecoder:
         self, embeds: Float[Tensor, "B T D"], cache: Float[Tensor, "2 L B K M C"]
     ) -> Int[Tensor, "B N"]:
         """Absolute ids of the chunk."""
-        prompt = self.rotation.at(slice(0, self.length))
-        hidden = self.layers(embeds, prompt, cache, 0, self.prompt_masks, last_only=True)[:, -1]
-        ids = [_best(self.model, hidden, self.slots[0])]
+        return self.write_actions(self.read_prompt(embeds, cache), cache)
+
+    def read_prompt(self, embeds: Float[Tensor, "B T D"], cache: Tensor) -> Float[Tensor, "B D"]:
+        """Hidden state of the prompt's last token; its keys and values go into the cache."""
+        rotation = self.rotation.at(slice(0, self.length))
+        return self.layers(embeds, rotation, cache, 0, self.prompt_masks, last_only=True)[:, -1]
+
+    def write_actions(self, hidden: Float[Tensor, "B D"], cache: Tensor) -> Int[Tensor, "B N"]:
+        """Absolute ids of the chunk, from the hidden state and the cache of its prompt."""
+        ids = [best_of_slot(self.model, hidden, self.slots[0])]
         while len(ids) < len(self.slots):
             place = self.length + len(ids) - 1
             rows = self.slots[len(ids)]
-            count = rows.stop - rows.start
-            if self.may_branch and count <= MAX_BRANCHES and len(ids) + 1 < len(self.slots):
+            if self.branches(len(ids)):
                 ids += self._branch(ids[-1], rows, self.slots[len(ids) + 1], place, cache)
             else:
                 x = self.model.embed_actions(ids[-1][:, None])
                 hidden = self._pass(x, self.rotation.at(slice(place, place + 1)), cache, place)
-                ids.append(_best(self.model, hidden[:, 0], rows))
+                ids.append(best_of_slot(self.model, hidden[:, 0], rows))
         return torch.stack(ids, dim=-1) + self.model.config.action_token_begin_idx
+
+    def branches(self, slot: int) -> bool:
+        """Whether this slot is tried in all its ids, so that the slot after it costs no pass."""
+        rows = self.slots[slot]
+        short = rows.stop - rows.start <= MAX_BRANCHES
+        return self.may_branch and short and slot + 1 < len(self.slots)
+
+    @property
+    def passes(self) -> int:
+        """Passes on the cache for a chunk, the prompt's not counted."""
+        count, done = 0, 1
+        while done < len(self.slots):
+            done += 2 if self.branches(done) else 1
+            count += 1
+        return count
 
     def _branch(
         self, token: Int[Tensor, " B"], rows: slice, after: slice, place: int, cache: Tensor
@@ -214,14 +235,14 @@ class ChunkDecoder:
         )
         bias = self.branch_bias[: 1 + count, : 1 + count]
         hidden = self._pass(x, Rotation(*both), cache, place, bias)
-        short = _best(self.model, hidden[:, 0], rows)
+        short = best_of_slot(self.model, hidden[:, 0], rows)
         taken = short - rows.start
         # What stays in the cache behind `token` is the branch that was taken.
         room = cache[:, :, :, :, place + 1 : place + 1 + count]
         index = taken.view(1, 1, -1, 1, 1, 1).expand(*room.shape[:4], 1, room.shape[-1])
         cache[:, :, :, :, place + 1 : place + 2] = room.gather(4, index)
         chosen = hidden[:, 1:].gather(1, taken.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1]))
-        return [short, _best(self.model, chosen[:, 0], after)]
+        return [short, best_of_slot(self.model, chosen[:, 0], after)]
 
     def _pass(
         self,

@@ -274,7 +274,7 @@ class SpatialVLAForConditionalGeneration(
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        loss, logits = self._loss_and_logits(hidden, labels, logits_to_keep)
+        loss, logits = self.loss_and_logits(hidden, labels, logits_to_keep)
         return SpatialVLAOutput(
             loss=loss,
             logits=logits,
@@ -361,9 +361,10 @@ class SpatialVLAForConditionalGeneration(
             )
         return embeds.masked_scatter(is_image.unsqueeze(-1), features.to(embeds.dtype))
 
-    def _loss_and_logits(
+    def loss_and_logits(
         self, hidden: Tensor, labels: Tensor | None, logits_to_keep: int | Literal["labels"]
     ) -> tuple[Tensor | None, Tensor]:
+        """From hidden states (B, T, D) to loss and logits; arguments as in `forward`."""
         if labels is None:
             if logits_to_keep == "labels":
                 raise ValueError("logits_to_keep='labels' needs labels")

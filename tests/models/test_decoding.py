@@ -52,9 +52,9 @@ def build(tiny, text=None, later=None, **config):
 def record(monkeypatch):
     """Hidden states at which tokens were chosen, in the order of the slots."""
     seen = []
-    choose = decoding._best
+    choose = decoding.best_of_slot
     monkeypatch.setattr(
-        decoding, "_best", lambda m, hidden, rows: seen.append(hidden) or choose(m, hidden, rows)
+        decoding, "best_of_slot", lambda m, hidden, rows: seen.append(hidden) or choose(m, hidden, rows)
     )
     return seen
 

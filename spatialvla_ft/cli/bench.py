@@ -1,0 +1,114 @@
+"""`spatialvla-ft bench`: how fast prediction, training and the codec are on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from spatialvla_ft.bench.figures import Figure, Report
+
+
+class Part(StrEnum):
+    """What is measured."""
+
+    predict = "predict"
+    train_logits = "train-logits"
+    codec = "codec"
+    depth = "depth"
+
+
+class Size(StrEnum):
+    """Of the model; random weights."""
+
+    tiny = "tiny"
+    hundred_million = "100m"
+    four_billion = "4b"
+
+
+class Device(StrEnum):
+    """Where it runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def bench(
+    parts: Annotated[
+        list[Part] | None, typer.Argument(help="What to measure; everything if not given.")
+    ] = None,
+    size: Annotated[
+        Size, typer.Option(help="100m is about 100 M parameters without ZoeDepth; 4b the real one.")
+    ] = Size.tiny,
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, taken in turns.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Write the numbers here as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Measure speed side by side in one run, with random weights; no files are needed.
+
+    Example: spatialvla-ft bench predict --size 100m --out bench.json
+    """
+    from spatialvla_ft.cli.console import fail_with
+
+    with fail_with(ValueError, OSError):
+        reports = [_measure(part, size, device, rounds) for part in parts or list(Part)]
+        result = {"reports": [report.to_dict() for report in reports]}
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(result, indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for report in reports:
+        _show(report)
+
+
+def _measure(part: Part, size: Size, device: Device, rounds: int) -> Report:
+    from spatialvla_ft.bench.codec import bench_codec
+    from spatialvla_ft.bench.depth import bench_depth
+    from spatialvla_ft.bench.predict import bench_predict
+    from spatialvla_ft.bench.train_logits import bench_train_logits
+
+    if part is Part.codec:
+        return bench_codec(rounds=rounds)
+    measure: dict[Part, Callable[..., Report]] = {
+        Part.predict: bench_predict,
+        Part.train_logits: bench_train_logits,
+        Part.depth: bench_depth,
+    }
+    return measure[part](size.value, device=device.value, rounds=rounds)
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = ", ".join(
+        f"{name} {value}" for name, value in report.settings.items() if not isinstance(value, dict)
+    )
+    table = Table(title=f"{report.part}: {settings}")
+    for column, justify in (("", "left"), ("median", "right"), ("least to greatest", "right")):
+        table.add_column(column, justify=justify)
+    table.add_column("what it counts", overflow="fold")
+    for figure in report.figures:
+        table.add_row(figure.name, _value(figure), _spread(figure), figure.counts)
+    console = Console()
+    console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def _value(figure: Figure) -> str:
+    return "unmeasured" if figure.value is None else f"{figure.value:.4g} {figure.unit}".strip()
+
+
+def _spread(figure: Figure) -> str:
+    if figure.low is None or figure.high is None:
+        return ""
+    return f"{figure.low:.4g} to {figure.high:.4g}"
