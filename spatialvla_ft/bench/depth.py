@@ -64,7 +64,7 @@ def bench_depth(size: str, *, device: str = "cpu", rounds: int = 5) -> Report:
         works: dict[str, Work] = {
             "full": lambda: full(frames[:1]),
             **{name: _once(estimator, frames[:1]) for name, estimator in cheaper.items()},
-            "every 4th": lambda: _episode(nth, frames),
+            "every n-th": lambda: _episode(nth, frames),
             "cache": lambda: cached(frames[:1]),
             "sensor": lambda: sensor(frames[:1]),
         }
@@ -72,12 +72,12 @@ def bench_depth(size: str, *, device: str = "cpu", rounds: int = 5) -> Report:
     words = {
         "full": "ZoeDepth at 384 pixels, one picture",
         **{name: f"ZoeDepth at {name}, one picture" for name in cheaper},
-        "every 4th": "per picture of four in an episode, one of them estimated",
+        "every n-th": f"per picture, one of {EVERY} of an episode estimated",
         "cache": "one picture found on disk, key and reading included",
         "sensor": "filling the holes of a reading that has none",
     }
     for name, work in times.items():
-        per = EVERY if name == "every 4th" else 1
+        per = EVERY if name == "every n-th" else 1
         report.figures.append(work.figure(name, words[name], per=per))
     for name in words:
         if name != "full":
@@ -91,7 +91,7 @@ def bench_depth(size: str, *, device: str = "cpu", rounds: int = 5) -> Report:
     ratio = old.double() / reference.double()
     near = torch.maximum(ratio, 1 / ratio) < 1.25
     _add_difference(
-        report, "every 4th", float((ratio - 1).abs().mean()), float(near.double().mean())
+        report, "every n-th", float((ratio - 1).abs().mean()), float(near.double().mean())
     )
     report.notes.append(
         "random weights and made-up pictures: the differences show the measurement, and say "
@@ -109,7 +109,11 @@ def _network(size: str, device: str) -> PerImageZoeDepth:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with default_dtype(dtype), torch.device(device):
-        return PerImageZoeDepth(ZoeDepthConfig(**(TINY_ZOE if size == "tiny" else LARGE_ZOE)))
+        network = PerImageZoeDepth(ZoeDepthConfig(**(TINY_ZOE if size == "tiny" else LARGE_ZOE)))
+    for parameter in network.parameters():
+        if parameter.ndim > 1:  # of unit gain: else the depth would be the same in every pixel
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return network
 
 
 def _moving_pictures(count: int) -> Float[Tensor, "n 3 S S"]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.decoding import MAX_BRANCHES, ChunkDecoder, best_of_slot, type_slices
+from ..models.chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
+from ..models.decoding import type_slices
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.text_layers import TextLayers
 from .figures import Report

@@ -64,6 +64,9 @@ LARGE_ZOE: dict[str, Any] = {
     "backbone_hidden_size": 1024,
     "bin_configurations": TINY_ZOE["bin_configurations"],
     "num_patch_transformer_layers": 4,
+    "patch_transformer_hidden_size": 128,
+    "patch_transformer_intermediate_size": 1024,
+    "patch_transformer_num_attention_heads": 4,
 }
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from ..depth.zoe import estimate_depth
+from .cuda_graphs import beside, mark
 from .ego3d import in_reference_frame, patch_points
 
 
@@ -72,6 +73,7 @@ class SpatialVision(PreTrainedModel):
         debug: dict[str, Tensor] | None,
     ) -> Float[Tensor, "B P D"]:
         """Projected features of single views."""
+        given = mark(pixels)
         patch_weight = self.vision_tower.embeddings.patch_embedding.weight
         dtype = self.geometry_dtype
         normalised = ((pixels.to(dtype) - 0.5) / 0.5).to(patch_weight.dtype)
@@ -79,7 +81,8 @@ class SpatialVision(PreTrainedModel):
         if debug is not None:
             debug["vision"] = features
         if self.config.use_vision_zoe:
-            depth = self.depth_of(pixels) if depth is None else depth
+            if depth is None:  # beside SigLIP where there is a GPU
+                depth = beside(given, lambda: self.depth_of(pixels))
             if intrinsics is None:
                 raise ValueError(
                     "Ego3D needs the camera's intrinsics: pass intrinsics (B, 3, 3), in pixels of "

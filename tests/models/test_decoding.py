@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from tiny_world import row_of, tiny_inputs, tiny_model, tiny_processor
 
-from spatialvla_ft.models import decoding
+from spatialvla_ft.models import chunk_decoder, cuda_graphs, decoding
 from spatialvla_ft.models.lora import attach_lora
 from spatialvla_ft.models.text_layers import Masks, TextLayers, why_not_direct
 
@@ -53,9 +54,13 @@ def record(monkeypatch):
     """Hidden states at which tokens were chosen, in the order of the slots."""
     seen = []
     choose = decoding.best_of_slot
-    monkeypatch.setattr(
-        decoding, "best_of_slot", lambda m, hidden, rows: seen.append(hidden) or choose(m, hidden, rows)
-    )
+
+    def watch(model, hidden, rows):
+        seen.append(hidden)
+        return choose(model, hidden, rows)
+
+    for module in (decoding, chunk_decoder):
+        monkeypatch.setattr(module, "best_of_slot", watch)
     return seen
 
 
@@ -233,3 +238,43 @@ def test_a_prompt_with_suffix_tokens_is_refused(tiny):
     inputs["token_type_ids"][:, -1] = 1
     with pytest.raises(ValueError, match="already holds actions"):
         build(tiny).predict_action(inputs)
+
+
+# -------------------------------------------------------------------- on a GPU
+
+
+def test_the_padding_of_a_graph_changes_no_token(tiny):
+    model = build(tiny)
+    batch = tiny_inputs(tiny, 3)
+    mask = batch["attention_mask"]
+    with torch.no_grad():
+        seen = {name: batch[name] for name in ("pixel_values", "intrinsics", "depth")}
+        embeds, _ = model.embed_inputs(batch["input_ids"], **seen)
+    padded, padded_mask = cuda_graphs.pad_left(embeds, mask)
+    assert padded.shape[1] == padded_mask.shape[1] == 32
+    ids = decoding.text_greedy(model, padded, padded_mask, slots_of(model))
+    assert torch.equal(ids, model.predict_action(batch))
+
+
+def test_no_graph_without_a_gpu_and_none_for_an_adapter(tiny):
+    embeds = torch.zeros(1, 4, 32)
+    assert not cuda_graphs.can_capture(build(tiny), embeds)
+    assert cuda_graphs.mark(embeds) is None
+    assert torch.equal(cuda_graphs.beside(None, lambda: embeds + 1), embeds + 1)
+    store = cuda_graphs.GraphStore()
+    store.graphs["key"] = None
+    assert not copy.deepcopy(store).graphs
+    assert not pickle.loads(pickle.dumps(store)).graphs
+
+
+@pytest.mark.gpu
+def test_graphs_choose_the_same_tokens(tiny, caplog):
+    model = build(tiny).cuda()
+    batch = {name: tensor.cuda() for name, tensor in tiny_inputs(tiny, 3).items()}
+    prompt = decoding._checked_prompt(model.config, batch)
+    with torch.no_grad():
+        wanted = decoding.library_greedy(model, prompt, slots_of(model))
+    for _ in range(3):
+        assert torch.equal(model.predict_action(batch), wanted)
+    assert caplog.text == ""
+    assert len(model._graphs.graphs) == 1
