@@ -197,6 +197,12 @@ class SampleDataset(Sequence[Sample]):
         part.episodes = np.asarray(episodes, np.int64)
         return part
 
+    def with_intrinsics(self, cameras: Mapping[str, Camera]) -> Self:
+        """The same dataset with these cameras instead of those of its card."""
+        other = copy.copy(self)
+        other.intrinsics = {**self.intrinsics, **cameras}
+        return other
+
     def locate(self, frame: int) -> tuple[int, int]:
         """(episode of the store, row of its standardised trajectory) of a frame."""
         if self._kept is not None:

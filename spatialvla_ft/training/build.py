@@ -18,7 +18,8 @@ from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics, NormalisedActions, normalise
-from ..data.dataset import RldsDataset, holdout, open_dataset
+from ..data.dataset import RldsDataset, holdout
+from ..data.mixtures import Opened, Part, find_mixture, open_mixture
 from ..data.sample import Sample
 from ..data.statistics import dataset_statistics, proprio_statistics
 from ..depth.cache import DepthCache
@@ -30,7 +31,7 @@ from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
 from .augment import Augment
 from .collate import Collator, DepthInput
-from .recipe import Dataset, Depth, Recipe, RecipeError
+from .recipe import Depth, Recipe, RecipeError
 from .sample_depth import SampleDepth
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,13 @@ class Run:
 def build(recipe: Recipe) -> Run:
     """Open the data, make or load the model, fit or keep the grid, attach adapters."""
     chunk, layout = _chunk_and_layout(recipe)
-    parts = [_open(entry, chunk, layout.window, recipe) for entry in recipe.data.datasets]
-    datasets = [train for train, _ in parts]
-    heldout = [held for _, held in parts if held is not None]
+    opened = _open(recipe, chunk, layout)
+    pairs = [
+        _divide(dataset, part, recipe)
+        for dataset, part in zip(opened.datasets, opened.parts, strict=True)
+    ]
+    datasets = [train for train, _ in pairs]
+    heldout = [held for _, held in pairs if held is not None]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) != len(names):
         raise RecipeError(f"data.datasets name the same dataset twice: {names}")
@@ -156,7 +161,7 @@ def build(recipe: Recipe) -> Run:
         model=trainable,
         processor=processor,
         datasets=datasets,
-        weights=[entry.weight for entry in recipe.data.datasets],
+        weights=opened.weights,
         heldout=heldout,
         collate=Collator(processor, _kind(recipe.data.depth)),
         augment=Augment(**recipe.data.augment.model_dump()) if recipe.data.augment else None,
@@ -222,23 +227,48 @@ def _observation_fields(layout: ObservationLayout) -> dict[str, Any]:
     }
 
 
-def _open(
-    entry: Dataset, chunk: int, window: int, recipe: Recipe
+def _open(recipe: Recipe, chunk: int, layout: ObservationLayout) -> Opened:
+    """The datasets of the recipe, each with its weight; every problem with them at once."""
+    data = recipe.data
+    common: dict[str, Any] = {
+        "horizon": chunk,
+        "window": layout.window,
+        "cameras": layout.cameras,
+        "assume_intrinsics": data.assume_intrinsics,
+    }
+    if data.mixture is not None:
+        mixture = data.mixture
+        return open_mixture(
+            find_mixture(mixture.name, mixture.file),
+            root=mixture.root,
+            balance_weights=mixture.balance_weights,
+            excuse=mixture.excuse,
+            **common,
+        )
+    parts = {
+        str(entry.path): Part(**{**entry.model_dump(), "path": str(entry.path)})
+        for entry in data.datasets
+    }
+    if len(parts) < len(data.datasets):
+        raise RecipeError(f"data.datasets name the same folder twice: {list(parts)}")
+    return open_mixture(parts, balance_weights=False, **common)
+
+
+def _divide(
+    dataset: RldsDataset, part: Part, recipe: Recipe
 ) -> tuple[RldsDataset, RldsDataset | None]:
-    dataset = open_dataset(
-        entry.path, card=entry.card, horizon=chunk, split=entry.split, window=window
-    )
+    """What is trained on, and what is held out."""
     train, held = dataset, None
     if recipe.data.holdout > 0:
         train, held = holdout(dataset, recipe.data.holdout, recipe.seed)
-    if entry.episodes is not None:
-        if entry.episodes > len(train.episodes):
+    if part.episodes is not None:
+        if part.episodes > len(train.episodes):
             raise RecipeError(
-                f"{entry.path}: episodes is {entry.episodes}, but {len(train.episodes)} are left "
-                "after the holdout; record more, or lower data.datasets.episodes or data.holdout"
+                f"{dataset.name}: episodes is {part.episodes}, but {len(train.episodes)} are left "
+                "after the holdout; record more, or lower its episodes or data.holdout"
             )
         order = np.random.default_rng(recipe.seed).permutation(len(train.episodes))
-        train = train.subset(train.episodes[np.sort(order[: entry.episodes])])
+        train = train.subset(train.episodes[np.sort(order[: part.episodes])])
     return train, held
 
 

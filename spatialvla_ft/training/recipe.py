@@ -71,6 +71,19 @@ class Dataset(Section):
     """Use only this many episodes, drawn by the seed; None uses all."""
 
 
+class MixtureOf(Section):
+    """A mixture by name: a published one, or one of your own file (see data_mixtures/README.md)."""
+
+    name: str
+    file: Path | None = None
+    root: Path | None = None
+    """Where datasets lie as <name>/<version>, unless the mixture says."""
+    balance_weights: bool = True
+    """Multiply weights by the number of steps, as the released loaders do."""
+    excuse: list[str] = Field(default_factory=list)
+    """Datasets that may be missing or broken; all others stop the run."""
+
+
 class Augmentation(Section):
     """Random crop and colour jitter (see `training/augment.py`)."""
 
@@ -128,7 +141,10 @@ class Depth(Section):
 class Data(Section):
     """What is learnt from."""
 
-    datasets: list[Dataset] = Field(min_length=1)
+    datasets: list[Dataset] | None = Field(None, min_length=1)
+    mixture: MixtureOf | None = None
+    assume_intrinsics: str | None = None
+    """A camera of data_mixtures/oxe_intrinsics.yaml for datasets without K: a guess."""
     cameras: list[str] | None = Field(None, min_length=1)
     """Slots the model looks through, the reference camera first; None keeps the base's."""
     window: int | None = Field(None, ge=1)
@@ -139,6 +155,12 @@ class Data(Section):
     holdout: float = Field(0.05, ge=0, lt=1)
     workers: int = Field(1, ge=0)
     augment: Augmentation | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Data:
+        if (self.datasets is None) == (self.mixture is None):
+            raise ValueError("set exactly one of data.datasets (folders) and data.mixture (a name)")
+        return self
 
 
 class Grid(Section):
@@ -321,9 +343,14 @@ def _explain(path: Path, lines: dict[tuple[str, ...], str], item: Any) -> str:
 def _fields_of(keys: Sequence[str]) -> list[str]:
     model: Any = Recipe
     for key in keys:
-        if key.isdigit():
-            continue
-        annotation = model.model_fields[key].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        if not key.isdigit():
+            model = _section_in(model.model_fields[key].annotation)
     return sorted(model.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section somewhere inside an annotation such as `list[Dataset] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_section_in(part) for part in getattr(annotation, "__args__", ()))
+    return next((section for section in found if section is not None), None)
