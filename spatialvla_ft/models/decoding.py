@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from .attention import refuse_kernel
 from .chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
 from .cuda_graphs import can_capture, graphed_greedy
 from .text_layers import TextLayers, why_not_direct
@@ -59,6 +60,7 @@ def greedy_actions(
         model: in evaluation mode.
         inputs: a prompt batch, left-padded if lengths differ.
     """
+    refuse_kernel(model.language_model.config._attn_implementation)
     prompt = _checked_prompt(model.config, inputs)
     slots = list(type_slices(model.config)) * model.config.action_chunk_size
     reason = why_not_direct(model.language_model.model)

@@ -6,6 +6,7 @@ refused for the text tower here, before any weight is read.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -43,6 +44,25 @@ LOADER_KWARGS = (
     "strict",
     "variant",
 )
+
+
+def missing_from(
+    own: Mapping[str, Any], config: SpatialVLAConfig, missing: Iterable[str]
+) -> list[str]:
+    """Weights that a checkpoint should have held: not those that the caller's overrides added.
+
+    Args:
+        own: what the checkpoint's config.json says.
+        config: what it was loaded with.
+        missing: names of weights that it does not hold.
+    """
+    views = own.get("num_cameras", 1) * own.get("observation_window", 1)
+    added = []
+    if views == 1 and config.num_views > 1:
+        added.append("observation_tokens.view_embedding")
+    if own.get("proprio_dim") is None and config.proprio_dim is not None:
+        added.append("observation_tokens.proprio_projector.")
+    return [name for name in missing if not name.startswith(tuple(added))]
 
 
 class CheckpointLoading(PreTrainedModel):
@@ -103,6 +123,8 @@ class CheckpointLoading(PreTrainedModel):
         with readable_weights(pretrained_model_name_or_path):
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         problems = {k: () if k in accepted else v for k, v in info.items()}
+        own, _ = SpatialVLAConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        problems["missing_keys"] = missing_from(own, model.config, problems["missing_keys"])
         check_loaded(problems, pretrained_model_name_or_path, cure=INCOMPLETE)
         return (model, info) if tell else model
 

@@ -129,8 +129,6 @@ class SpatialVLAForConditionalGeneration(
             self.observation_tokens = ObservationTokens(
                 config.num_cameras, config.observation_window, config.proprio_dim, text.hidden_size
             )
-            # A base that learnt from one picture has none of these; they start at zero.
-            self._keys_to_ignore_on_load_missing = [r"^observation_tokens\."]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -217,6 +217,22 @@ def test_a_base_of_one_picture_grows(tmp_path, processor):
         torch.testing.assert_close(again(**inputs).logits, grown(**inputs).logits, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("lost", ["view_embedding", "proprio_projector.2.weight"])
+def test_a_checkpoint_that_lost_what_it_declares_is_refused(tmp_path, model, lost):
+    weights = model.state_dict()
+    kept = {n: t for n, t in weights.items() if n != f"observation_tokens.{lost}"}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(ValueError, match=f"1 weights are missing: observation_tokens.{lost}"):
+        SpatialVLAForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_a_base_of_two_views_learns_to_feel(tmp_path, model):
+    two = tiny_model(tiny_processor(), num_cameras=2)
+    two.save_pretrained(tmp_path)
+    grown = SpatialVLAForConditionalGeneration.from_pretrained(tmp_path, proprio_dim=3)
+    assert grown.observation_tokens.proprio_projector[0].in_features == 3
+
+
 def test_intrinsics_by_dataset_and_camera(processor):
     known = processor_of()
     wrist = {"intrinsic": (K * [[2], [3], [1]]).tolist(), "height": 80, "width": 128}
