@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
@@ -16,6 +18,7 @@ from spatialvla_ft.data.lerobot.dataset import LeRobotDataset, open_lerobot
 from spatialvla_ft.data.lerobot.hub import HUB, fetch_dataset, parse_address
 from spatialvla_ft.data.lerobot.info import is_lerobot
 from spatialvla_ft.data.rlds.index import FrameIndex, build_index
+from spatialvla_ft.data.rlds.store import is_url
 from spatialvla_ft.data.rlds_store import RldsStore
 from spatialvla_ft.data.sample_dataset import Camera, SampleDataset, holdout
 
@@ -29,6 +32,8 @@ __all__ = [
     "open_dataset",
     "read_card",
 ]
+
+logger = logging.getLogger(__name__)
 
 CARD_FILE = "card.yaml"
 
@@ -120,8 +125,8 @@ def open_dataset(
     """A split of a dataset as samples; an RLDS dataset is indexed if it is not yet.
 
     Args:
-        dir_or_index: version directory of an RLDS dataset, directory of its index or an opened
-            index; folder of a LeRobot dataset, or `hf://datasets/OWNER/NAME[@REVISION]`.
+        dir_or_index: version directory or fsspec URL of an RLDS dataset, directory of its index or
+            an opened index; folder of a LeRobot dataset, or `hf://datasets/OWNER/NAME[@REVISION]`.
         card: how to read the dataset; a file with one card, or with a card of the dataset's name;
             None for `card.yaml` in the dataset's directory. A LeRobot dataset without one is read
             by what its feature names say, where that is unambiguous.
@@ -148,14 +153,18 @@ def open_dataset(
     if isinstance(dir_or_index, str) and dir_or_index.startswith(HUB):
         name, revision = parse_address(dir_or_index)
         dir_or_index = fetch_dataset(name, revision=revision)
-    if not isinstance(dir_or_index, FrameIndex) and is_lerobot(Path(dir_or_index)):
+    folder = None
+    if not isinstance(dir_or_index, FrameIndex) and not is_url(dir_or_index):
         folder = Path(dir_or_index)
+    if folder is not None and is_lerobot(folder):
         return open_lerobot(
             folder, card=_card_of(card, folder), split=split, fast_dct=fast_dct, name=name, **common
         )
     index = _open_index(dir_or_index)
+    if index.incomplete:
+        logger.warning("%s", index.incomplete)
     if not isinstance(card, Card):
-        card = read_card(Path(card) if card is not None else index.dataset_dir / CARD_FILE, index)
+        card = read_card(Path(card) if card is not None else _own_card(index), index)
     if split not in index.splits:
         raise DatasetError(
             f"{index.name} has no split {split!r}; it has {list(index.splits)}. To hold out "
@@ -177,19 +186,34 @@ def _card_of(card: Card | str | Path | None, folder: Path) -> Card | None:
 def _open_index(place: str | Path | FrameIndex) -> FrameIndex:
     if isinstance(place, FrameIndex):
         return place
-    place = Path(place)
-    if (place / "meta.json").exists() and not (place / "features.json").exists():
-        return FrameIndex(place)
+    if not is_url(place):
+        place = Path(place)
+        if (place / "meta.json").exists() and not (place / "features.json").exists():
+            return FrameIndex(place)
     return build_index(place)
+
+
+def _own_card(index: FrameIndex) -> Path:
+    """The card that lies beside the data; that of a URL is copied beside the index."""
+    try:
+        text = index.store.read(CARD_FILE)
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{index.name} brings no card: {index.store.path(CARD_FILE)} is missing; write one "
+            "(data_mixtures/README.md), or pass a card file"
+        ) from None
+    if index.store.local:
+        return index.dataset_dir / CARD_FILE
+    copy = index.path / CARD_FILE
+    if not copy.exists() or copy.read_bytes() != text:
+        fresh = index.path / f".{CARD_FILE}-{os.getpid()}"
+        fresh.write_bytes(text)
+        fresh.replace(copy)
+    return copy
 
 
 def read_card(path: Path, index: FrameIndex) -> Card:
     """The only card of a file, or the one with the dataset's name."""
-    if path == index.dataset_dir / CARD_FILE and not path.exists():
-        raise DatasetError(
-            f"{index.name} brings no card: {path} is missing; write one (data_mixtures/README.md), "
-            "or pass a card file"
-        )
     return pick_card(path, index.name)
 
 

@@ -107,8 +107,8 @@ def test_an_offset_of_one_byte_fails(pairs):
     offset = batch.column(f"{key}@offset")[row].as_py()
     size = batch.column(f"{key}@length")[row].as_py()
     theirs = bytes(leaf_values(raw["steps"], key)[0])
-    assert index._read(int(index.episode_table["shard"][episode]), offset, size) == theirs
-    assert index._read(int(index.episode_table["shard"][episode]), offset + 1, size) != theirs
+    assert index._read(episode, offset, size) == theirs
+    assert index._read(episode, offset + 1, size) != theirs
 
 
 def test_train_comes_first_and_splits_are_kept(demo):

@@ -1,62 +1,83 @@
-"""One scan of a dataset's TFRecord shards -> steps.arrow, episodes.arrow, meta.json."""
+"""From a dataset's shards to an index: scan what is new, keep what was there, join in order.
+
+steps.arrow      a row per step; every record batch belongs to one shard
+episodes.arrow   a row per episode: shard, place of the record, first step, number of steps
+meta.json        what was indexed, to tell a stale index, and what was left out
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.rlds import columns as col
-from spatialvla_ft.data.rlds.features import DatasetInfo, Leaf, read_dataset_info, read_features
-from spatialvla_ft.data.rlds.tfrecord import read_records
-from spatialvla_ft.data.rlds.wire import parse_example
+from spatialvla_ft.data.rlds.freshness import FORMAT_VERSION
+from spatialvla_ft.data.rlds.info import (
+    feature_hash,
+    read_dataset_info,
+    read_features,
+    shard_table,
+)
+from spatialvla_ft.data.rlds.parallel import choose_workers, scan_shards
+from spatialvla_ft.data.rlds.scan import Report, Task
+from spatialvla_ft.data.rlds.store import Store
 
-FORMAT_VERSION = 1
 META, STEPS, EPISODES = "meta.json", "steps.arrow", "episodes.arrow"
-BATCH_STEPS = 65_536
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all) after every shard."""
+"""Called with (bytes done, bytes in all) of the shards that are scanned; kept ones do not count."""
 
 
-def shard_table(dataset_dir: Path, info: DatasetInfo) -> list[dict[str, Any]]:
-    """Name, split, size and modification time of every shard; DatasetError if one is missing."""
-    table = []
-    for split in info.splits:
-        for name in split.shards:
-            try:
-                stat = (dataset_dir / name).stat()
-            except FileNotFoundError:
-                raise DatasetError(
-                    f"{dataset_dir / name} is missing, though dataset_info.json lists it; fetch "
-                    "the shard"
-                ) from None
-            entry = {"name": name, "split": split.name, "size": stat.st_size}
-            table.append(entry | {"mtime_ns": stat.st_mtime_ns})
-    return table
+@dataclass(frozen=True)
+class Kept:
+    """An index some of whose shards need not be scanned again.
 
+    Attributes:
+        path: directory of the index.
+        meta: its meta.json.
+        shards: number of a shard now -> its number in that index.
+    """
 
-def feature_hash(dataset_dir: Path) -> str:
-    """SHA-256 of features.json."""
-    return hashlib.sha256((dataset_dir / "features.json").read_bytes()).hexdigest()
+    path: Path
+    meta: dict[str, Any]
+    shards: dict[int, int]
 
 
 def write_index(
-    dataset_dir: Path, out: Path, *, verify_crc: bool, progress: Progress | None = None
+    store: Store,
+    out: Path,
+    *,
+    verify_crc: bool,
+    skip: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> None:
-    """Scan the shards and write the index to `out`, whole or not at all."""
-    leaves = read_features(dataset_dir)
-    info = read_dataset_info(dataset_dir)
-    shards = shard_table(dataset_dir, info)
-    total = sum(shard["size"] for shard in shards)
+    """Scan the shards and write the index to `out`, whole or not at all.
+
+    Args:
+        store: the dataset.
+        out: directory of the index; replaced if it is there.
+        verify_crc: check the CRC of every record.
+        skip: leave bad records out, count them and say so, rather than raise.
+        workers: shards at once; None for what suits the machine.
+        progress: told of the bytes scanned.
+        kept: an index whose rows are taken over where its shards are unchanged.
+    """
+    leaves = read_features(store)
+    info = read_dataset_info(store)
+    shards = shard_table(store, info)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -65,130 +86,209 @@ def write_index(
             f"cannot write an index to {out} ({error.strerror}); pass a writable directory as out="
         ) from None
     try:
-        steps = _Writer(scratch / STEPS, [leaf for leaf in leaves if leaf.level == "step"])
-        episodes = _Writer(scratch / EPISODES, [leaf for leaf in leaves if leaf.level != "step"])
-        numbers = [(n, split.name) for split in info.splits for n in split.lengths]
-        done = 0
-        for shard_id, (shard, (expected, split)) in enumerate(zip(shards, numbers, strict=True)):
-            count = _scan(
-                dataset_dir / shard["name"], shard_id, leaves, steps, episodes, verify_crc
+        old = kept.shards if kept else {}
+        numbers = [i for i in range(len(shards)) if i not in old]
+        tasks = [
+            Task(
+                name=shards[i]["name"],
+                split=shards[i]["split"],
+                size=shards[i]["size"],
+                expected=shards[i]["expected"],
+                file_format=info.file_format,
+                stem=str(scratch.resolve() / f"part-{i:05d}"),
+                verify_crc=verify_crc,
+                skip=skip,
             )
-            if count != expected:
-                raise DatasetError(
-                    f"{dataset_dir / shard['name']} holds {count} episodes, dataset_info.json says "
-                    f"{expected} (split {split!r}); fetch the dataset again"
-                )
-            done += shard["size"]
+            for i in numbers
+        ]
+        total = sum(task.size for task in tasks)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
             if progress:
                 progress(done, total)
-        steps.close()
-        episodes.close()
+
+        workers = choose_workers(store, tasks, workers)
+        reports = dict(
+            zip(
+                numbers,
+                scan_shards(store, leaves, tasks, workers=workers, advance=advance),
+                strict=True,
+            )
+        )
+        rows = _join(scratch, shards, reports, kept)
+        splits = {
+            split.name: sum(s["episodes"] for s in shards if s["split"] == split.name)
+            for split in info.splits
+        }
+        if not sum(splits.values()):
+            reasons = [reason for s in shards for _, reason in lost(s)]
+            said = f"; the first of {len(reasons)} errors: {reasons[0]}" if reasons else ""
+            raise DatasetError(f"{store.url} has no episodes, so there is nothing to index{said}")
         meta = {
             "format_version": FORMAT_VERSION,
             "dataset": info.name,
             "version": info.version,
-            "dataset_dir": str(dataset_dir.resolve()),
-            "num_steps": steps.rows,
-            "num_episodes": episodes.rows,
-            "crc_verified": verify_crc,
-            "feature_hash": feature_hash(dataset_dir),
-            "splits": {split.name: sum(split.lengths) for split in info.splits},
+            "file_format": info.file_format,
+            "dataset_dir": str(Path(store.url).resolve()) if store.local else store.url,
+            "num_steps": rows,
+            "num_episodes": sum(splits.values()),
+            "crc_verified": verify_crc and (not old or bool(kept and kept.meta["crc_verified"])),
+            "feature_hash": feature_hash(store),
+            "splits": splits,
             "shards": shards,
         }
         (scratch / META).write_text(json.dumps(meta, indent=1))
         scratch.chmod(0o755)
-        try:
-            os.replace(scratch, out)  # noqa: PTH105
-        except OSError:
-            if not (out / META).exists():  # else another process was as quick
-                raise
+        _replace(scratch, out)
+        if text := incomplete(meta):
+            logger.warning("%s", text)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _scan(
-    path: Path,
-    shard_id: int,
-    leaves: tuple[Leaf, ...],
-    steps: _Writer,
-    episodes: _Writer,
-    verify_crc: bool,
+def _replace(scratch: Path, out: Path) -> None:
+    """Put the finished index in its place."""
+    if out.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+        try:
+            os.replace(out, aside)  # noqa: PTH105
+        except FileNotFoundError:
+            pass
+        finally:
+            try:
+                os.replace(scratch, out)  # noqa: PTH105
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        return
+    try:
+        os.replace(scratch, out)  # noqa: PTH105
+    except OSError:
+        if not (out / META).exists():  # else another process was as quick
+            raise
+
+
+def lost(shard: dict[str, Any]) -> list[tuple[int, str]]:
+    """(byte or record number, reason) of everything that was left out of a shard."""
+    found = [tuple(entry) for entry in shard.get("bad", [])]
+    return found + ([tuple(shard["broken"])] if shard.get("broken") else [])
+
+
+def incomplete(meta: dict[str, Any]) -> str:
+    """What an index leaves out, in a sentence that names the cure; empty if nothing."""
+    parts = []
+    for shard in meta["shards"]:
+        if shard["episodes"] != shard["expected"]:
+            bad = len(shard.get("bad", []))
+            rest = shard["expected"] - shard["episodes"] - bad
+            what = [f"{bad} bad records"] if bad else []
+            if rest:
+                what.append(f"{rest} episodes from byte {shard['broken'][0]} on")
+            parts.append(f"{shard['name']}: {' and '.join(what)}")
+    if not parts:
+        return ""
+    expected = sum(shard["expected"] for shard in meta["shards"])
+    more = f" and {len(parts) - 3} more shards" if len(parts) > 3 else ""
+    return (
+        f"the index of {meta['dataset']} is incomplete: {expected - meta['num_episodes']} of "
+        f"{expected} episodes were skipped ({'; '.join(parts[:3])}{more}); fetch these files again "
+        f"and build the index anew: spatialvla-ft data index {meta['dataset_dir']} --rebuild"
+    )
+
+
+def _join(
+    scratch: Path, shards: list[dict[str, Any]], reports: dict[int, Report], kept: Kept | None
 ) -> int:
-    """Index the records of one shard; gives their number."""
-    known = {key for leaf in leaves for key in leaf.wire_keys().values()}
-    step_leaves = [leaf for leaf in leaves if leaf.level == "step"]
-    episode_leaves = [leaf for leaf in leaves if leaf.level != "step"]
-    count = 0
-    for offset, data in read_records(path, verify_crc=verify_crc):
-        where = f"{path}, record at byte {offset}"
-        try:
-            features = parse_example(data)
-        except DatasetError as error:
-            raise DatasetError(f"{where}: {error}; this is no RLDS file") from None
-        if features.keys() != known:
-            extra, missing = sorted(features.keys() - known), sorted(known - features.keys())
-            raise DatasetError(
-                f"{where}: the record and features.json disagree: not in features.json {extra}, "
-                f"not in the record {missing}; fetch features.json and the shards of one version"
-            )
-        leaf = leaves[0]
-        try:
-            length = None
-            for leaf in step_leaves:
-                found = col.count_steps(leaf, features)
-                if length is not None and found is not None and found != length:
-                    raise DatasetError(f"{found} steps, {step_leaves[0].path!r} has {length}")
-                length = found if length is None else length
-            length = length or 0
-            first = steps.rows
-            step_columns: dict[str, pa.Array] = {}
-            for leaf in step_leaves:
-                step_columns |= col.to_arrow(leaf, features, length, data, offset)
-            own = {"shard": shard_id, "offset": offset, "length": len(data)}
-            own |= {"first_step": first, "num_steps": length}
-            episode_columns = {f"@{k}": pa.array([v], pa.int64()) for k, v in own.items()}
-            for leaf in episode_leaves:
-                episode_columns |= col.to_arrow(leaf, features, 1, data, offset)
-        except DatasetError as error:
-            raise DatasetError(f"{where}, feature {leaf.wire!r}: {error}") from None
-        steps.append(step_columns, length)
-        episodes.append(episode_columns, 1)
-        count += 1
-    steps.flush()
-    return count
+    """Write the two tables in the order of the shards; completes `shards`; gives the steps."""
+    steps, episodes = _Table(scratch / STEPS), _Table(scratch / EPISODES)
+    first_step = 0
+    before = _Before(kept) if kept else None
+    for number, shard in enumerate(shards):
+        if number in reports:
+            report = reports[number]
+            counts = {"steps": report.steps, "episodes": report.episodes}
+            counts |= {"step_batches": report.step_batches}
+            counts |= {"episode_batches": report.episode_batches}
+            shard |= counts
+            if report.bad:
+                shard["bad"] = report.bad
+            if report.broken:
+                shard["broken"] = report.broken
+            stem = f"part-{number:05d}"
+            parts = [scratch / f"{stem}.{name}" for name in (STEPS, EPISODES)]
+            sources: list[Any] = [
+                pa.ipc.open_file(pa.memory_map(str(p))) if p.exists() else None for p in parts
+            ]
+            ranges = [(report.step_batches, 0), (report.episode_batches, 0)]
+        else:
+            assert before is not None
+            parts = []
+            sources, ranges, known = before.shard(number)
+            shard |= known
+        for i in range(ranges[0][0]):
+            steps.write(sources[0].get_batch(ranges[0][1] + i))
+        base = None
+        for i in range(ranges[1][0]):
+            batch = sources[1].get_batch(ranges[1][1] + i)
+            if base is None:
+                base = first_step - batch.column("@first_step")[0].as_py()
+            episodes.write(_renumber(batch, number, base))
+        first_step += shard["steps"]
+        sources = []
+        for part in parts:
+            part.unlink(missing_ok=True)
+    steps.close()
+    episodes.close()
+    return first_step
 
 
-class _Writer:
-    """Collects columns and writes them as record batches of whole episodes."""
+def _renumber(batch: pa.RecordBatch, shard: int, base: int) -> pa.RecordBatch:
+    """The batch as part of the whole table: number of the shard, first step plus `base`."""
+    names = batch.schema.names
+    first = batch.column("@first_step").to_numpy() + base
+    batch = batch.set_column(names.index("@first_step"), "@first_step", pa.array(first))
+    shards = pa.array([shard] * batch.num_rows, pa.int64())
+    return batch.set_column(names.index("@shard"), "@shard", shards)
 
-    def __init__(self, path: Path, leaves: list[Leaf]) -> None:
-        self.rows = 0
+
+class _Before:
+    """The rows of an earlier index, by shard."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        tables = [str(kept.path / name) for name in (STEPS, EPISODES)]
+        self._tables = [pa.ipc.open_file(pa.memory_map(path)) for path in tables]
+        self._starts = [(0, 0)]
+        for shard in kept.meta["shards"]:
+            step, episode = self._starts[-1]
+            next_one = (step + shard["step_batches"], episode + shard["episode_batches"])
+            self._starts.append(next_one)
+
+    def shard(self, number: int) -> tuple[list[Any], list[tuple[int, int]], dict[str, Any]]:
+        """Tables, (batches, first batch) in each, and what meta.json says of a shard's rows."""
+        old = self._kept.shards[number]
+        entry = self._kept.meta["shards"][old]
+        names = ("steps", "episodes", "step_batches", "episode_batches", "bad", "broken")
+        step, episode = self._starts[old]
+        ranges = [(entry["step_batches"], step), (entry["episode_batches"], episode)]
+        return self._tables, ranges, {name: entry[name] for name in names if name in entry}
+
+
+class _Table:
+    """An Arrow file that takes its schema from the first batch."""
+
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._names = [leaf.path for leaf in leaves]
-        self._pending: list[dict[str, pa.Array]] = []
-        self._pending_rows = 0
         self._writer: pa.RecordBatchFileWriter | None = None
 
-    def append(self, columns: dict[str, pa.Array], rows: int) -> None:
-        self._pending.append(columns)
-        self._pending_rows += rows
-        self.rows += rows
-        if self._pending_rows >= BATCH_STEPS:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._pending:
-            return
-        names = list(self._pending[0])
-        arrays = [pa.concat_arrays([part[name] for part in self._pending]) for name in names]
-        batch = pa.record_batch(arrays, names=names)
+    def write(self, batch: pa.RecordBatch) -> None:
         if self._writer is None:
             self._writer = pa.ipc.new_file(self._path, batch.schema)
         self._writer.write_batch(batch)
-        self._pending, self._pending_rows = [], 0
 
     def close(self) -> None:
-        self.flush()
         if self._writer is None:
-            raise DatasetError("the dataset has no episodes, so there is nothing to index")
+            self._writer = pa.ipc.new_file(self._path, pa.schema([]))
         self._writer.close()

@@ -1,14 +1,13 @@
-"""From the values of a record to Arrow columns, and back to NumPy.
+"""From the values of records to Arrow columns, a batch of records at a time.
 
-Of images the columns `<path>@offset` and `<path>@length` say where in the shard the bytes lie; all
-else is stored as it came, in the dtype that `features.json` declares. Every variable-length
-sequence around a value is an Arrow list; a fixed shape is an Arrow fixed-size list, row-major.
+Of images the columns `<path>@offset` and `<path>@length` say where the bytes lie; all else is
+stored as it came, in the dtype that `features.json` declares. Every variable-length sequence around
+a value is an Arrow list; a fixed shape is an Arrow fixed-size list, row-major.
 """
 
 from __future__ import annotations
 
-import zlib
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,129 +16,216 @@ from numpy.typing import NDArray
 
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.features import Leaf
-from spatialvla_ft.data.rlds.wire import ByteStrings, Values
+from spatialvla_ft.data.rlds.wire import Buffer, ByteStrings, Values
 
-OFFSET, LENGTH, SHAPE = "@offset", "@length", "@shape"
+OFFSET, LENGTH, SHAPE, PRESENT = "@offset", "@length", "@shape", "@present"
+_NONE = np.empty(0, np.int64)
 
-
-def count_steps(leaf: Leaf, features: dict[str, Values]) -> int | None:
-    """Number of steps of a record as told by a step leaf; None if this leaf cannot tell."""
-    keys = leaf.wire_keys()
-    value = features[keys.get("rows0", keys["value"])]
-    if value is None:
-        return 0
-    count = len(value.starts) if isinstance(value, ByteStrings) else len(value)
-    if "rows0" in keys or leaf.kind == "image" or leaf.encoded:
-        return count
-    if leaf.width < 0:
-        return None
-    if count % leaf.width:
-        raise DatasetError(f"{count} values do not make steps of shape {leaf.shape}")
-    return count // leaf.width
+Features = dict[str, Values]
+Store = Callable[[], None]
 
 
-def to_arrow(
-    leaf: Leaf, features: dict[str, Values], rows: int, data: bytes, offset: int
-) -> dict[str, pa.Array]:
-    """Columns of `rows` values (steps of a record, or 1 for an episode's leaf).
+class Column:
+    """Collects one leaf over many records; `arrays` gives the Arrow columns and starts anew.
 
-    Args:
-        leaf: which feature.
-        features: the parsed record.
-        rows: number of rows the columns must have.
-        data: the record.
-        offset: byte in the shard at which the record starts.
+    Taking a record has two halves, `check` and what it returns, so that a record of which a later
+    column turns out to be bad leaves no trace.
     """
-    keys = leaf.wire_keys()
-    lists: list[NDArray[np.int64]] = [
-        _integers(features[keys[part]]) for part in sorted(k for k in keys if k.startswith("rows"))
-    ]
-    if leaf.level == "episode" and leaf.ragged:
-        outer = lists[0].size if lists else _count(leaf, features[keys["value"]])
-        lists.insert(0, np.array([outer], np.int64))
-    values = int(lists[-1].sum()) if lists else rows
-    flat = _flat(leaf, features, keys, values, data, offset)
-    for i, lengths in reversed(list(enumerate(lists))):
-        expected = rows if i == 0 else int(lists[i - 1].sum())
-        if lengths.size != expected:
-            raise DatasetError(f"{lengths.size} row lengths where {expected} were expected")
-        offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int64())
-        flat = {name: pa.LargeListArray.from_arrays(offsets, a) for name, a in flat.items()}
-    return flat
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf = leaf
+        keys = leaf.wire_keys()
+        self._value = keys["value"]
+        self._shape = keys.get("shape")
+        self._rows = [keys[part] for part in sorted(k for k in keys if k.startswith("rows"))]
+        self._per_step = bool(self._rows) or leaf.kind == "image" or leaf.encoded
+        self._strings = leaf.kind == "bytes" or leaf.encoded
+        self._width = 1 if leaf.encoded or leaf.kind == "image" else leaf.width
+        self._depth = len(self._rows) + (leaf.level == "episode" and leaf.ragged > 0)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.size = 0
+        self._lists: list[list[NDArray[np.int64]]] = [[] for _ in range(self._depth)]
+        self._parts: list[Any] = []
+        self._lengths: list[NDArray[np.int64]] = []
+        self._widths: list[NDArray[np.int64]] = []
+        self._shapes: list[NDArray[np.int64]] = []
+        self._present: list[bool] = []
+
+    def count_steps(self, features: Features) -> int | None:
+        """Number of steps of a record as told by a step leaf; None if this leaf cannot tell."""
+        value = features[self._rows[0] if self._rows else self._value]
+        if value is None:
+            return 0
+        count = len(value.starts) if isinstance(value, ByteStrings) else len(value)
+        if self._per_step:
+            return count
+        if self._width < 0:
+            return None
+        if count % self._width:
+            raise DatasetError(f"{count} values do not make steps of shape {self.leaf.shape}")
+        return count // self._width
+
+    def check(self, features: Features, rows: int, data: Buffer, offset: int) -> Store:
+        """Check a record's values; what is returned takes them.
+
+        Args:
+            features: the parsed record.
+            rows: number of rows the record must have (its steps, or 1 for an episode's leaf).
+            data: the record.
+            offset: added to where images lie in the record.
+        """
+        present = self._value in features
+        if not present:
+            features = self._absent()
+        lists = [_integers(features[key]) for key in self._rows]
+        value = features[self._value]
+        if self._depth > len(self._rows):
+            outer = lists[0].size if lists else self._count(value)
+            lists.insert(0, np.array([outer], np.int64))
+        expected = rows
+        for lengths in lists:
+            if lengths.size != expected:
+                raise DatasetError(f"{lengths.size} row lengths where {expected} were expected")
+            expected = int(lengths.sum())
+        count = expected
+        width = self._width
+        shapes = _NONE
+        if self.leaf.kind == "image":
+            strings = _strings(value, count)
+            part: Any = strings.starts + offset
+            size = 16 * count
+        elif self._strings:
+            if width < 0:
+                width = _varying(self._count(value), count)
+            strings = _strings(value, count * width)
+            ends = (strings.starts + strings.lengths).tolist()
+            starts = strings.starts.tolist()
+            part = [bytes(data[a:b]) for a, b in zip(starts, ends, strict=True)]
+            size = int(strings.lengths.sum())
+            if self._shape is not None:
+                shapes = _integers(features[self._shape])
+                if shapes.size != count * len(self.leaf.shape):
+                    raise DatasetError(
+                        f"{shapes.size} sizes for {count} values of shape {self.leaf.shape}"
+                    )
+        else:
+            part = self._numbers(value)
+            if width < 0:
+                width = _varying(part.size, count)
+            if part.size != count * width:
+                raise DatasetError(f"{part.size} numbers where {count} x {width} were expected")
+            size = part.nbytes
+
+        def store() -> None:
+            for kept, lengths in zip(self._lists, lists, strict=True):
+                kept.append(lengths)
+            if isinstance(part, list):
+                self._parts.extend(part)
+            else:
+                self._parts.append(part)
+            if self.leaf.kind == "image":
+                self._lengths.append(strings.lengths)
+            if self._width < 0:
+                self._widths.append(np.full(count, width))
+            if self._shape is not None:
+                self._shapes.append(shapes)
+            self._present.append(present)
+            self.size += size
+
+        return store
+
+    def _absent(self) -> Features:
+        """What stands in the place of an optional value that an episode lacks."""
+        count = 0 if self.leaf.ragged else max(self._width, 0)
+        zeros = np.zeros(count, np.int64)
+        empty: Features = dict.fromkeys(self._rows)
+        if self._shape is not None:
+            empty[self._shape] = np.zeros(len(self.leaf.shape) * (not self.leaf.ragged), np.int64)
+        if self._strings or self.leaf.kind == "image":
+            return empty | {self._value: ByteStrings(zeros, zeros)}
+        kind = zeros if self.leaf.dtype.kind in "iub" else zeros.astype(np.float32)
+        return empty | {self._value: kind}
+
+    def _count(self, value: Values) -> int:
+        if value is None:
+            return 0
+        size = value.starts.size if isinstance(value, ByteStrings) else value.size
+        return size // self._width if self._width > 0 else size
+
+    def _numbers(self, value: Values) -> NDArray[Any]:
+        if value is None:
+            return _NONE
+        if isinstance(value, ByteStrings):
+            raise DatasetError(f"bytes where {self.leaf.dtype} was expected")
+        if (self.leaf.dtype.kind in "iub") != (value.dtype.kind == "i") and value.size:
+            raise DatasetError(f"{value.dtype} where {self.leaf.dtype} was expected")
+        return self._cast(value)
+
+    def _cast(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        leaf = self.leaf
+        if leaf.dtype == np.uint64 and numbers.dtype == np.int64:
+            return numbers.view(np.uint64)
+        cast = numbers.astype(leaf.dtype, copy=False)
+        return cast.view(leaf.stored) if leaf.dtype.kind == "V" else cast
+
+    def arrays(self) -> dict[str, pa.Array]:
+        """Arrow columns of everything since the last call."""
+        leaf = self.leaf
+        if leaf.kind == "image":
+            flat = {
+                leaf.path + OFFSET: pa.array(_join(self._parts, np.int64)),
+                leaf.path + LENGTH: pa.array(_join(self._lengths, np.int64)),
+            }
+        else:
+            if self._strings:
+                values = pa.array(self._parts, pa.large_binary())
+            else:
+                values = pa.array(_join(self._parts, leaf.stored))
+            flat = {leaf.path: self._group(values)}
+            if self._shape is not None:
+                flat[leaf.path + SHAPE] = pa.FixedSizeListArray.from_arrays(
+                    pa.array(_join(self._shapes, np.int64)), len(leaf.shape)
+                )
+        for lists in reversed(self._lists):
+            ends = np.cumsum(_join(lists, np.int64))
+            offsets = pa.array(np.concatenate((np.zeros(1, np.int64), ends)))
+            flat = {name: pa.LargeListArray.from_arrays(offsets, a) for name, a in flat.items()}
+        if leaf.optional and leaf.level == "episode":
+            flat[leaf.path + PRESENT] = pa.array(self._present)
+        self._clear()
+        return flat
+
+    def _group(self, values: pa.Array) -> pa.Array:
+        """One entry per value: the array itself, a fixed-size list, or a list if shapes vary."""
+        if self.leaf.encoded or self.leaf.shape == ():
+            return values
+        if self._width < 0:
+            ends = np.cumsum(_join(self._widths, np.int64))
+            offsets = pa.array(np.concatenate((np.zeros(1, np.int64), ends)))
+            return pa.LargeListArray.from_arrays(offsets, values)
+        return pa.FixedSizeListArray.from_arrays(values, self._width)
 
 
-def _flat(
-    leaf: Leaf,
-    features: dict[str, Values],
-    keys: dict[str, str],
-    count: int,
-    data: bytes,
-    offset: int,
-) -> dict[str, pa.Array]:
-    """Columns of `count` values without the sequences around them."""
-    value = features[keys["value"]]
-    if leaf.kind == "image":
-        strings = _strings(value, count)
-        return {
-            leaf.path + OFFSET: pa.array(strings.starts + offset),
-            leaf.path + LENGTH: pa.array(strings.lengths),
-        }
-    if leaf.kind == "bytes" or leaf.encoded:
-        per_value = 1 if leaf.encoded else leaf.width
-        if per_value < 0:
-            per_value = _varying(_count(leaf, value), count, 1)
-        strings = _strings(value, count * per_value)
-        ends = (strings.starts + strings.lengths).tolist()
-        array = pa.array(
-            [data[a:b] for a, b in zip(strings.starts.tolist(), ends, strict=True)],
-            pa.large_binary(),
-        )
-        columns = {leaf.path: _group(array, leaf, per_value, count)}
-        if "shape" in keys:
-            dims = _integers(features[keys["shape"]])
-            if dims.size != count * len(leaf.shape):
-                raise DatasetError(f"{dims.size} sizes for {count} values of shape {leaf.shape}")
-            columns[leaf.path + SHAPE] = pa.FixedSizeListArray.from_arrays(
-                pa.array(dims), len(leaf.shape)
-            )
-        return columns
-    if isinstance(value, ByteStrings):
-        raise DatasetError(f"bytes where {leaf.dtype} was expected")
-    numbers = np.empty(0, np.int64) if value is None else value
-    width = leaf.width if leaf.width >= 0 else _varying(numbers.size, count, 1)
-    if numbers.size != count * width:
-        raise DatasetError(f"{numbers.size} numbers where {count} x {width} were expected")
-    return {leaf.path: _group(pa.array(_cast(numbers, leaf.dtype)), leaf, width, count)}
+def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    if not parts:
+        return np.empty(0, dtype)
+    return np.concatenate(parts).astype(dtype, copy=False)
 
 
-def _group(array: pa.Array, leaf: Leaf, width: int, count: int) -> pa.Array:
-    """One entry per value: the array itself, a fixed-size list, or a list if the shape varies."""
-    if leaf.encoded or leaf.shape == ():
-        return array
-    if leaf.width < 0:
-        return pa.LargeListArray.from_arrays(pa.array(np.arange(count + 1) * width), array)
-    return pa.FixedSizeListArray.from_arrays(array, width)
-
-
-def _varying(size: int, count: int, least: int) -> int:
+def _varying(size: int, count: int) -> int:
+    """Width of each of `count` values that share `size` numbers or byte strings."""
     if count == 0:
-        return least
+        return 1
     if size % count:
         raise DatasetError(f"{size} numbers do not divide among {count} values")
     return size // count
 
 
-def _cast(numbers: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if dtype == np.uint64:
-        return numbers.view(np.uint64)
-    if (dtype.kind in "iub") != (numbers.dtype.kind == "i") and numbers.size:
-        raise DatasetError(f"{numbers.dtype} where {dtype} was expected")
-    return numbers.astype(dtype)
-
-
 def _strings(value: Values, count: int) -> ByteStrings:
     if value is None:
-        value = ByteStrings(np.empty(0, np.int64), np.empty(0, np.int64))
+        value = ByteStrings(_NONE, _NONE)
     if not isinstance(value, ByteStrings):
         raise DatasetError("numbers where bytes were expected")
     if value.starts.size != count:
@@ -149,62 +235,7 @@ def _strings(value: Values, count: int) -> ByteStrings:
 
 def _integers(value: Values) -> NDArray[np.int64]:
     if value is None:
-        return np.empty(0, np.int64)
+        return _NONE
     if isinstance(value, ByteStrings) or value.dtype != np.int64:
         raise DatasetError("row lengths must be integers")
-    return value.astype(np.int64, copy=False)
-
-
-def _count(leaf: Leaf, value: Values) -> int:
-    if value is None:
-        return 0
-    size = value.starts.size if isinstance(value, ByteStrings) else value.size
-    return size // leaf.width if leaf.width > 0 and not leaf.encoded else size
-
-
-def from_arrow(leaf: Leaf, columns: dict[str, pa.Array]) -> Any:
-    """Values of rows: (rows, *shape), object arrays for bytes, lists where lengths vary."""
-    array = columns[leaf.path]
-    if leaf.ragged:
-        inner = {name: column.flatten() for name, column in columns.items()}
-        values = _unlist(leaf, inner, leaf.ragged - 1)
-        offsets = array.offsets.to_numpy() - array.offsets[0].as_py()
-        return [values[a:b] for a, b in pairwise(offsets.tolist())]
-    return _unlist(leaf, columns, 0)
-
-
-def _unlist(leaf: Leaf, columns: dict[str, pa.Array], ragged: int) -> Any:
-    array = columns[leaf.path]
-    if ragged:
-        values = _unlist(leaf, {k: v.flatten() for k, v in columns.items()}, ragged - 1)
-        offsets = array.offsets.to_numpy() - array.offsets[0].as_py()
-        return [values[a:b] for a, b in pairwise(offsets.tolist())]
-    count = len(array)
-    if leaf.encoded:
-        shapes = columns.get(leaf.path + SHAPE)
-        values = [
-            _decode(blob, leaf, leaf.shape if shapes is None else tuple(shapes[i].as_py()))
-            for i, blob in enumerate(array.to_pylist())
-        ]
-        if -1 in leaf.shape:
-            return values
-        return np.stack(values) if values else np.empty((0, *leaf.shape), leaf.dtype)
-    if leaf.shape:
-        array = array.flatten()
-    flat: NDArray[Any]
-    if leaf.kind == "bytes":
-        flat = np.empty(len(array), object)
-        flat[:] = array.to_pylist()
-    else:
-        flat = array.to_numpy(zero_copy_only=False)
-    shape = leaf.shape
-    if leaf.width < 0:
-        known = int(np.prod([size for size in shape if size >= 0]))
-        varying = flat.size // max(1, count * known)
-        shape = tuple(varying if size < 0 else size for size in shape)
-    return flat.reshape(count, *shape)
-
-
-def _decode(blob: bytes, leaf: Leaf, shape: tuple[int, ...]) -> NDArray[Any]:
-    raw = zlib.decompress(blob) if leaf.encoding == "zlib" else blob
-    return np.frombuffer(raw, leaf.dtype).reshape(shape)
+    return value  # type: ignore[return-value]

@@ -6,9 +6,7 @@ all steps are joined; every further sequence adds one `ragged_row_lengths_<i>`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +15,7 @@ from spatialvla_ft.data.errors import DatasetError
 
 Kind = Literal["image", "tensor", "bytes"]
 STEPS = "steps"
+ENCODINGS = ("none", "bytes", "zlib")
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Leaf:
         shape: of one value; -1 where it varies.
         encoding: `none`, `bytes` or `zlib` for tensors; `jpeg`, `png` or `` for images.
         ragged: number of variable-length sequences around the value, `steps` not counted.
+        optional: whether an episode may lack the value.
     """
 
     path: str
@@ -42,6 +42,12 @@ class Leaf:
     shape: tuple[int, ...]
     encoding: str
     ragged: int
+    optional: bool = False
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """The dtype in the index: integers hold the bits of bfloat16 and the like."""
+        return np.dtype(f"u{self.dtype.itemsize}") if self.dtype.kind == "V" else self.dtype
 
     @property
     def width(self) -> int:
@@ -70,14 +76,20 @@ class Leaf:
 
 
 def _dtype(name: str, where: str) -> np.dtype[Any]:
-    if name in ("string", "object"):
+    if name in ("string", "object", "str", "bytes"):
         return np.dtype(object)
     try:
         return np.dtype(name)
     except TypeError:
-        raise DatasetError(
-            f"{where}: dtype {name!r} is not supported; write the feature as float32"
-        ) from None
+        import ml_dtypes
+
+        found = getattr(ml_dtypes, name, None)
+        if found is None or np.dtype(found).kind != "V":
+            raise DatasetError(
+                f"{where}: dtype {name!r} is not supported; write the feature as float32"
+            ) from None
+        special: np.dtype[Any] = np.dtype(found)
+        return special
 
 
 def _shape(node: dict[str, Any]) -> tuple[int, ...]:
@@ -92,11 +104,19 @@ def _value(node: dict[str, Any], where: str) -> tuple[Kind, np.dtype[Any], tuple
         return "image", dtype, _shape(image), image.get("encodingFormat", "")
     if "text" in node:
         return "bytes", np.dtype(object), (), "none"
-    if "tensor" in node:
-        tensor = node["tensor"]
-        dtype = _dtype(tensor["dtype"], where)
+    if "tensor" in node or "audio" in node:
+        tensor = node.get("tensor") or node["audio"]
+        if tensor.get("lazyDecode"):  # the sound file as it came
+            return "bytes", np.dtype(object), (), "none"
+        dtype = _dtype(tensor.get("dtype", ""), where)
         kind: Kind = "bytes" if dtype.kind == "O" else "tensor"
-        return kind, dtype, _shape(tensor), tensor.get("encoding") or "none"
+        encoding = (tensor.get("encoding") or "none").lower()
+        if encoding not in ENCODINGS:
+            raise DatasetError(
+                f"{where}: encoding {encoding!r} is not one of {', '.join(ENCODINGS)}; write the "
+                "dataset again with encoding='zlib'"
+            )
+        return kind, dtype, _shape(tensor), encoding
     if "classLabel" in node:
         return "tensor", np.dtype(np.int64), (), "none"
     if "boundingBox" in node:
@@ -109,6 +129,23 @@ def _value(node: dict[str, Any], where: str) -> tuple[Kind, np.dtype[Any], tuple
     )
 
 
+def _plain(node: dict[str, Any]) -> dict[str, Any]:
+    """A video and translations as the sequences, dictionaries, images and texts that they are."""
+    if "video" in node:
+        video = node["video"]
+        image = {**video, "shape": {"dimensions": _shape(video)[1:]}}
+        return {"sequence": {"feature": {"image": image}}}
+    if "translation" in node:
+        translation = node["translation"]
+        varies = translation.get("variableLanguagesPerExample")
+        names = ["language", "translation"] if varies else translation.get("languages", [])
+        texts: dict[str, Any] = {
+            "featuresDict": {"features": {name: {"text": {}} for name in names}}
+        }
+        return {"sequence": {"feature": texts}} if varies else texts
+    return node
+
+
 def parse_features(root: dict[str, Any], source: str = "features.json") -> tuple[Leaf, ...]:
     """The leaves of a parsed `features.json`, steps first.
 
@@ -119,6 +156,7 @@ def parse_features(root: dict[str, Any], source: str = "features.json") -> tuple
 
     def walk(node: dict[str, Any], keys: tuple[str, ...], ragged: int) -> None:
         where = f"{source}: {'/'.join(keys) or 'root'}"
+        node = _plain(node)
         if "featuresDict" in node:
             for key, child in node["featuresDict"].get("features", {}).items():
                 walk(child, (*keys, key), ragged)
@@ -137,6 +175,7 @@ def parse_features(root: dict[str, Any], source: str = "features.json") -> tuple
             shape=shape,
             encoding=encoding,
             ragged=ragged,
+            optional=bool(node.get("tensor", {}).get("optional")),
         )
         if leaf.kind != "image" and leaf.width == 0:
             raise DatasetError(f"{where}: shape {shape} holds nothing; remove the feature")
@@ -152,78 +191,3 @@ def parse_features(root: dict[str, Any], source: str = "features.json") -> tuple
     if "sequence" not in steps:
         raise DatasetError(f"{source}: no 'steps' sequence, so this is not an RLDS dataset")
     return tuple(sorted(leaves, key=lambda leaf: leaf.level != "step"))
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split and its shards: file names and the number of episodes in each."""
-
-    name: str
-    shards: tuple[str, ...]
-    lengths: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What `dataset_info.json` says: name, version and splits (train first)."""
-
-    name: str
-    version: str
-    splits: tuple[Split, ...]
-
-
-def read_features(dataset_dir: Path) -> tuple[Leaf, ...]:
-    """Leaves of the dataset in `dataset_dir`; DatasetError if it is not an RLDS dataset."""
-    path = dataset_dir / "features.json"
-    return parse_features(_read_json(path), str(path))
-
-
-def read_dataset_info(dataset_dir: Path) -> DatasetInfo:
-    """Splits and shard names; DatasetError on formats other than TFRecord, by name."""
-    path = dataset_dir / "dataset_info.json"
-    info = _read_json(path)
-    file_format = (info.get("fileFormat") or "tfrecord").lower()
-    if file_format != "tfrecord":
-        raise DatasetError(
-            f"{path}: the file format is {file_format!r}; only tfrecord is indexed. Convert "
-            "it with tfds convert_format --out_file_format=tfrecord"
-        )
-    name, version = info["name"], info["version"]
-    splits = []
-    for split in info.get("splits", []):
-        lengths = tuple(int(n) for n in split.get("shardLengths", []))
-        template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        shards = []
-        for i in range(len(lengths)):
-            fields = {
-                "DATASET": name,
-                "SPLIT": split["name"],
-                "FILEFORMAT": file_format,
-                "SHARD_X_OF_Y": f"{i:05d}-of-{len(lengths):05d}",
-                "SHARD_INDEX": f"{i:05d}",
-                "NUM_SHARDS": f"{len(lengths):05d}",
-            }
-            shard = template
-            for field, value in fields.items():
-                shard = shard.replace("{" + field + "}", value)
-            shards.append(shard)
-        splits.append(Split(split["name"], tuple(shards), lengths))
-    if not splits:
-        raise DatasetError(f"{path}: no splits; the dataset was not prepared to its end")
-    splits.sort(key=lambda split: split.name != "train")
-    return DatasetInfo(name, version, tuple(splits))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DatasetError(
-            f"{path} is missing; give the version directory of an RLDS dataset, the one with "
-            "features.json and dataset_info.json, e.g. bridge_orig/1.0.0"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path} is not JSON ({error}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: an object was expected, got {type(content).__name__}")
-    return content

@@ -1,15 +1,14 @@
-"""The frame index: any encoded image of an RLDS dataset by one `pread`, any column by mmap."""
+"""The frame index: any encoded image of an RLDS dataset by one read, any column by mmap."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import shutil
-from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +17,22 @@ from numpy.typing import NDArray
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds import build
 from spatialvla_ft.data.rlds import columns as col
-from spatialvla_ft.data.rlds.features import Leaf, read_dataset_info, read_features
+from spatialvla_ft.data.rlds.array_record import RecordCache
+from spatialvla_ft.data.rlds.features import Leaf
+from spatialvla_ft.data.rlds.freshness import kept_shards
+from spatialvla_ft.data.rlds.info import (
+    feature_hash,
+    read_dataset_info,
+    read_features,
+    shard_table,
+)
+from spatialvla_ft.data.rlds.store import LocalStore, Store, open_store
+from spatialvla_ft.data.rlds.values import from_arrow
 
 INDEX_DIR = "frame_index"
-OPEN_FILES = 16
+CACHE_VARIABLE = "SPATIALVLA_FT_CACHE"
+
+logger = logging.getLogger(__name__)
 
 
 def build_index(
@@ -31,31 +42,75 @@ def build_index(
     verify_crc: bool = True,
     rebuild: bool = False,
     progress: build.Progress | None = None,
+    workers: int | None = None,
+    on_bad_record: Literal["fail", "skip"] = "fail",
+    cache_bytes: int = 0,
 ) -> FrameIndex:
     """Index an RLDS dataset, or open its index if there is a fresh one.
 
+    Where shards were added to a dataset, only those are scanned. The result does not depend on the
+    number of workers, nor on whether the index grew or was built at once.
+
     Args:
-        dataset_dir: version directory of the dataset, e.g. `bridge_orig/1.0.0`.
-        out: directory of the index; `<dataset_dir>/frame_index` if not given.
-        verify_crc: check the CRC of every record while scanning.
+        dataset_dir: version directory of the dataset, e.g. `bridge_orig/1.0.0`, or the URL of one
+            that fsspec can read, e.g. `gs://bucket/bridge_orig/1.0.0`.
+        out: directory of the index; `<dataset_dir>/frame_index` if not given, for a URL a directory
+            below `$SPATIALVLA_FT_CACHE` (`~/.cache/spatialvla-ft`).
+        verify_crc: check the CRC of every TFRecord while scanning. ArrayRecord checks itself.
         rebuild: replace an index that is already there.
-        progress: called with (bytes done, bytes in all).
+        progress: called with (bytes done, bytes in all), of the shards that are scanned.
+        workers: shards to scan at once; as many as the machine has cores if not given.
+        on_bad_record: `skip` leaves damaged records out, says at the end how many, and notes them
+            in the index; opening the dataset warns from then on.
+        cache_bytes: of a URL, memory for blocks around the frames that were read.
 
     Raises:
         DatasetError: no RLDS dataset, a damaged shard, an unsupported feature, a stale index, or
             no place to write to.
     """
-    dataset_dir = Path(dataset_dir)
-    place = Path(out) if out is not None else dataset_dir / INDEX_DIR
+    if on_bad_record not in ("fail", "skip"):
+        raise DatasetError(f"on_bad_record must be 'fail' or 'skip', got {on_bad_record!r}")
+    store = open_store(dataset_dir, cache_bytes=cache_bytes)
+    place = Path(out) if out is not None else default_place(store)
     if place.is_file() or (
         place.exists() and not (place / build.META).exists() and any(place.iterdir())
     ):
         raise DatasetError(f"{place} exists and is no frame index; pass another directory as out=")
-    if rebuild or not (place / build.META).exists():
-        if place.exists():
-            shutil.rmtree(place)
-        build.write_index(dataset_dir, place, verify_crc=verify_crc, progress=progress)
-    return FrameIndex(place, dataset_dir=dataset_dir)
+    kept = None
+    if not rebuild and (place / build.META).exists():
+        meta = json.loads((place / build.META).read_text())
+        shards = shard_table(store, read_dataset_info(store))
+        found = kept_shards(meta, shards, feature_hash(store), store.url, _cure(store, place))
+        if len(found) == len(shards):
+            return FrameIndex(place, dataset_dir=dataset_dir, cache_bytes=cache_bytes)
+        logger.info(
+            "%s: %d shards were added to %d, scanning those", store.url, len(shards), len(found)
+        )
+        kept = build.Kept(place, meta, found)
+    build.write_index(
+        store,
+        place,
+        verify_crc=verify_crc,
+        skip=on_bad_record == "skip",
+        workers=workers,
+        progress=progress,
+        kept=kept,
+    )
+    return FrameIndex(place, dataset_dir=dataset_dir, cache_bytes=cache_bytes)
+
+
+def default_place(store: Store) -> Path:
+    """Where the index of a dataset lies if nothing else is said."""
+    if isinstance(store, LocalStore):
+        return store.folder / INDEX_DIR
+    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "spatialvla-ft")
+    return cache / INDEX_DIR / hashlib.sha256(store.url.encode()).hexdigest()[:24]
+
+
+def _cure(store: Store, place: Path) -> str:
+    return (
+        f"build the index anew: spatialvla-ft data index {store.url} --rebuild (it lies in {place})"
+    )
 
 
 class FrameIndex:
@@ -67,13 +122,20 @@ class FrameIndex:
 
     Args:
         path: directory of the index.
-        dataset_dir: where the shards are now; what the index remembers if not given.
+        dataset_dir: where the shards are now, a path or URL; what the index remembers if not given.
+        cache_bytes: of a URL, memory for blocks around the frames that were read.
 
     Raises:
         DatasetError: no index, or one that does not fit the dataset any more.
     """
 
-    def __init__(self, path: str | Path, *, dataset_dir: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        dataset_dir: str | Path | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
         self.path = Path(path)
         try:
             meta = json.loads((self.path / build.META).read_text())
@@ -84,7 +146,7 @@ class FrameIndex:
         if dataset_dir is None:
             beside = self.path.name == INDEX_DIR and (self.path.parent / "features.json").exists()
             dataset_dir = self.path.parent if beside else meta["dataset_dir"]
-        self.dataset_dir = Path(dataset_dir)
+        self.store = open_store(dataset_dir, cache_bytes=cache_bytes)
         self._check_fresh(meta)
         self.name: str = meta["dataset"]
         self.version: str = meta["version"]
@@ -92,15 +154,43 @@ class FrameIndex:
         self.num_episodes: int = meta["num_episodes"]
         self.crc_verified: bool = meta["crc_verified"]
         self.feature_hash: str = meta["feature_hash"]
-        self._shards = [self.dataset_dir / shard["name"] for shard in meta["shards"]]
+        self.file_format: str = meta["file_format"]
+        self.incomplete: str = build.incomplete(meta)
+        self._shards: list[str] = [shard["name"] for shard in meta["shards"]]
         self._meta_shards = meta["shards"]
+        self._records: RecordCache | None = None
+        if self.file_format == "array_record":
+            assert isinstance(self.store, LocalStore)
+            self._records = RecordCache(self.store.folder)
         self.splits: dict[str, range] = {}
         start = 0
         for split, count in meta["splits"].items():
             self.splits[split] = range(start, start + count)
             start += count
-        self.leaves: dict[str, Leaf] = {leaf.path: leaf for leaf in read_features(self.dataset_dir)}
+        self.leaves: dict[str, Leaf] = {leaf.path: leaf for leaf in read_features(self.store)}
         self._pid = -1
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Directory of the dataset.
+
+        Raises:
+            DatasetError: the dataset lies at a URL; `store` reads its files.
+        """
+        if not isinstance(self.store, LocalStore):
+            raise DatasetError(f"{self.store.url} is no directory of this machine")
+        return self.store.folder
+
+    @property
+    def num_skipped(self) -> int:
+        """Episodes that dataset_info.json counts and the index leaves out."""
+        return sum(shard["expected"] - shard["episodes"] for shard in self._meta_shards)
+
+    @property
+    def skipped(self) -> dict[str, list[tuple[int, str]]]:
+        """What was left out: shard -> (byte or, in ArrayRecord, record number; reason)."""
+        lost = {shard["name"]: build.lost(shard) for shard in self._meta_shards}
+        return {name: found for name, found in lost.items() if found}
 
     def __repr__(self) -> str:
         return (
@@ -109,39 +199,19 @@ class FrameIndex:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("_fds", "_steps", "_episodes", "_step_starts", "episode_table")
+        mapped = ("_steps", "_episodes", "_step_starts", "episode_table")
         return {k: v for k, v in self.__dict__.items() if k not in mapped} | {"_pid": -1}
 
     def _check_fresh(self, meta: dict[str, Any]) -> None:
-        cure = (
-            f"build the index anew: spatialvla-ft data index {self.dataset_dir} --rebuild "
-            f"(it lies in {self.path})"
-        )
-        version = meta.get("format_version")
-        if version != build.FORMAT_VERSION:
+        cure = _cure(self.store, self.path)
+        shards = shard_table(self.store, read_dataset_info(self.store))
+        kept = kept_shards(meta, shards, feature_hash(self.store), self.store.url, cure)
+        if len(kept) != len(shards):
+            added = next(shard["name"] for i, shard in enumerate(shards) if i not in kept)
             raise DatasetError(
-                f"stale index: format version {version}, this program writes "
-                f"{build.FORMAT_VERSION}; {cure}"
-            )
-        now = build.shard_table(self.dataset_dir, read_dataset_info(self.dataset_dir))
-        was = meta["shards"]
-        for old, new in zip(was, now, strict=False):
-            if old["name"] != new["name"] or old["split"] != new["split"]:
-                raise DatasetError(f"stale index: shard {old['name']} is now {new['name']}; {cure}")
-            for what, unit in (("size", "bytes"), ("mtime_ns", "ns")):
-                if old[what] != new[what]:
-                    raise DatasetError(
-                        f"stale index: shard {new['name']} changed its {what} from {old[what]} to "
-                        f"{new[what]} {unit} since it was indexed; {cure}"
-                    )
-        if len(was) != len(now):
-            raise DatasetError(
-                f"stale index: {len(was)} shards were indexed, the dataset now has {len(now)}; "
-                f"first difference {(was + now)[min(len(was), len(now))]['name']}; {cure}"
-            )
-        if meta["feature_hash"] != build.feature_hash(self.dataset_dir):
-            raise DatasetError(
-                f"stale index: {self.dataset_dir / 'features.json'} has changed; {cure}"
+                f"stale index: {len(kept)} shards were indexed, the dataset now has {len(shards)}; "
+                f"the first new one is {added}; index those: spatialvla-ft data index "
+                f"{self.store.url} --out {self.path}"
             )
 
     @cached_property
@@ -154,7 +224,6 @@ class FrameIndex:
         """Map the tables and forget files opened by another process."""
         if self._pid == os.getpid():
             return
-        self._fds: OrderedDict[int, int] = OrderedDict()
         self._steps = _Batches(self.path / build.STEPS)
         self._episodes = _Batches(self.path / build.EPISODES)
         parts = [self._episodes.batch(i) for i in range(len(self._episodes.starts) - 1)]
@@ -203,7 +272,6 @@ class FrameIndex:
         if leaf.kind != "image":
             raise DatasetError(f"{key!r} of {self.name} is no image; read it with column()")
         self._check_episode(episode)
-        shard = int(self.episode_table["shard"][episode])
         if leaf.level == "step":
             self._check_step(episode, step)
             table, row = self._steps, int(self.episode_table["first_step"][episode]) + step
@@ -212,29 +280,25 @@ class FrameIndex:
         batch, local = table.locate(row)
         offset = batch.column(leaf.path + col.OFFSET)[local].as_py()
         size = batch.column(leaf.path + col.LENGTH)[local].as_py()
-        return self._read(shard, offset, size)
+        return self._read(episode, offset, size)
 
-    def _read(self, shard: int, offset: Any, size: Any) -> Any:
+    def _read(self, episode: int, offset: Any, size: Any) -> Any:
         if isinstance(offset, list):
-            return [self._read(shard, o, n) for o, n in zip(offset, size, strict=True)]
+            return [self._read(episode, o, n) for o, n in zip(offset, size, strict=True)]
         if size == 0:
             return b""
-        data = os.pread(self._fd(shard), size, offset)
+        name = self._shards[int(self.episode_table["shard"][episode])]
+        if self._records is not None:
+            record = self._records.read(name, int(self.episode_table["offset"][episode]))
+            data = record[offset : offset + size]
+        else:
+            data = self.store.read_range(name, offset, size)
         if len(data) != size:
             raise DatasetError(
-                f"{self._shards[shard]}: {len(data)} of {size} bytes at byte {offset}; the shard "
+                f"{self.store.path(name)}: {len(data)} of {size} bytes at byte {offset}; the shard "
                 "changed after it was opened"
             )
         return data
-
-    def _fd(self, shard: int) -> int:
-        fd = self._fds.pop(shard, None)
-        if fd is None:
-            fd = os.open(self._shards[shard], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            if len(self._fds) >= OPEN_FILES:
-                os.close(self._fds.popitem(last=False)[1])
-        self._fds[shard] = fd
-        return fd
 
     def column(self, key: str, episode: int) -> Any:
         """All values of a feature in an episode.
@@ -242,7 +306,7 @@ class FrameIndex:
         Returns:
             (steps, *shape) array in the dtype that the dataset declares, bytes as an object array;
             a list with one entry per step where the length varies. The value alone for a feature
-            of the episode (`episode_metadata.seed`).
+            of the episode (`episode_metadata.seed`), None if it is optional and this one lacks it.
         """
         leaf = self.leaf(key)
         self._check_episode(episode)
@@ -267,9 +331,12 @@ class FrameIndex:
                 f"{leaf.path!r} of {self.name} is an image; read it with image_bytes()"
             )
         batch, local = table.locate(row)
+        has = leaf.path + col.PRESENT
+        if has in batch.schema.names and not batch.column(has)[local].as_py():
+            return [None]
         names = [leaf.path, leaf.path + col.SHAPE]
         columns = {n: batch.column(n).slice(local, count) for n in names if n in batch.schema.names}
-        return col.from_arrow(leaf, columns)
+        return from_arrow(leaf, columns)
 
     def trajectory(self, episode: int, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Columns of an episode by dotted name; all but images unless `keys` are given."""

@@ -3,7 +3,8 @@
     Example.features = 1 -> Features.feature = 1 -> entry {key = 1, value = 2: Feature}
     Feature: bytes_list = 1 | float_list = 2 | int64_list = 3, each with `repeated value = 1`.
 
-Byte strings are not copied: the parser gives where they lie.
+Byte strings are not copied: the parser gives where they lie. Nothing it gives refers to the buffer,
+so that the caller may read the next record into the same one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from spatialvla_ft.data.errors import DatasetError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+Buffer = bytes | bytearray
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ Values = ByteStrings | NDArray[np.float32] | NDArray[np.int64] | None
 """One feature: byte strings, floats, integers, or None for a feature of no kind (empty)."""
 
 
-def _varint(data: bytes, pos: int) -> tuple[int, int]:
+def _varint(data: Buffer, pos: int) -> tuple[int, int]:
     """(value, next position) of the varint at `pos`."""
     byte = data[pos]
     pos += 1
@@ -46,8 +49,8 @@ def _varint(data: bytes, pos: int) -> tuple[int, int]:
         shift += 7
 
 
-def _field(data: bytes, pos: int, end: int) -> tuple[int, int, int, int]:
-    """(tag, start, stop, next position) of the field at `pos`; start:stop is its payload."""
+def _field(data: Buffer, pos: int, end: int) -> tuple[int, int, int]:
+    """(tag, start, stop) of the field at `pos`; start:stop is its payload, the next is at stop."""
     tag, pos = _varint(data, pos)
     kind = tag & 7
     if kind == _BYTES:
@@ -63,7 +66,7 @@ def _field(data: bytes, pos: int, end: int) -> tuple[int, int, int, int]:
         raise DatasetError(f"wire type {kind} at byte {pos}")
     if stop > end:
         raise DatasetError(f"a field at byte {pos} runs past its message")
-    return tag, pos, stop, stop
+    return tag, pos, stop
 
 
 def decode_varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -84,15 +87,22 @@ def decode_varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.add.reduceat(parts, starts).view(np.int64)
 
 
-def _byte_strings(data: bytes, pos: int, end: int) -> ByteStrings:
+def _byte_strings(data: Buffer, pos: int, end: int) -> ByteStrings:
     starts: list[int] = []
     lengths: list[int] = []
+    # The one loop that runs per image and per text, hence lengths below 2 MiB without a call.
     while pos < end:
         if data[pos] != 0x0A:
             raise DatasetError(f"a bytes list holds something else at byte {pos}")
-        byte = data[pos + 1]
-        if byte < 0x80:
-            pos, length = pos + 2, byte
+        length = data[pos + 1]
+        if length < 0x80:
+            pos += 2
+        elif (high := data[pos + 2]) < 0x80:
+            length += (high - 1) << 7
+            pos += 3
+        elif (top := data[pos + 3]) < 0x80:
+            length += ((high - 1) << 7) + ((top - 1) << 14)
+            pos += 4
         else:
             length, pos = _varint(data, pos + 1)
         starts.append(pos)
@@ -103,62 +113,65 @@ def _byte_strings(data: bytes, pos: int, end: int) -> ByteStrings:
     return ByteStrings(np.array(starts, np.int64), np.array(lengths, np.int64))
 
 
-def _numbers(data: bytes, pos: int, end: int, packed: int, single: int) -> NDArray[np.uint8]:
-    """Payloads of a numeric list joined; packed and one-by-one encodings are both legal."""
+def _numbers(data: Buffer, pos: int, end: int, packed: int, single: int) -> NDArray[np.uint8]:
+    """A copy of a numeric list's payloads, joined; packed and one-by-one are both legal."""
     parts = []
     while pos < end:
-        tag, start, stop, pos = _field(data, pos, end)
+        tag, start, pos = _field(data, pos, end)
         if tag not in (packed, single):
             raise DatasetError(f"a numeric list holds tag {tag} at byte {start}")
-        parts.append(np.frombuffer(data, np.uint8, stop - start, start))
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+        parts.append(data[start:pos])
+    return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), np.uint8)
 
 
-def _feature(data: bytes, pos: int, end: int) -> Values:
+def _feature(data: Buffer, pos: int, end: int) -> Values:
     values: Values = None
     while pos < end:
-        tag, start, stop, pos = _field(data, pos, end)
+        tag, start, pos = _field(data, pos, end)
         if tag == 0x0A:
-            values = _byte_strings(data, start, stop)
+            values = _byte_strings(data, start, pos)
         elif tag == 0x12:
-            raw = _numbers(data, start, stop, 0x0A, 0x0D)
-            values = np.ascontiguousarray(raw).view("<f4")
+            values = _numbers(data, start, pos, 0x0A, 0x0D).view("<f4")
         elif tag == 0x1A:
-            values = decode_varints(_numbers(data, start, stop, 0x0A, 0x08))
+            values = decode_varints(_numbers(data, start, pos, 0x0A, 0x08))
         else:
             raise DatasetError(f"a feature holds tag {tag} at byte {start}")
     return values
 
 
-def parse_example(data: bytes) -> dict[str, Values]:
+def parse_example(data: Buffer, size: int | None = None) -> dict[str, Values]:
     """Every feature of one record by name.
+
+    Args:
+        data: a buffer that starts with the record.
+        size: bytes of the record; the whole buffer if not given.
 
     Raises:
         DatasetError: the bytes are not a `tf.train.Example`.
     """
     features: dict[str, Values] = {}
     try:
-        pos, end = 0, len(data)
+        pos, end = 0, len(data) if size is None else size
         while pos < end:
-            tag, start, stop, pos = _field(data, pos, end)
+            tag, inner, pos = _field(data, pos, end)
             if tag != 0x0A:
-                raise DatasetError(f"tag {tag} at byte {start} is not tf.train.Example.features")
-            while start < stop:
-                tag, inner, inner_stop, start = _field(data, start, stop)
+                raise DatasetError(f"tag {tag} at byte {inner} is not tf.train.Example.features")
+            while inner < pos:
+                tag, entry, inner = _field(data, inner, pos)
                 if tag != 0x0A:
-                    raise DatasetError(f"tag {tag} at byte {inner} is not a feature entry")
+                    raise DatasetError(f"tag {tag} at byte {entry} is not a feature entry")
                 key, value = "", None
-                while inner < inner_stop:
-                    tag, first, last, inner = _field(data, inner, inner_stop)
+                while entry < inner:
+                    tag, first, entry = _field(data, entry, inner)
                     if tag == 0x0A:
-                        key = data[first:last].decode()
+                        key = data[first:entry].decode()
                     elif tag == 0x12:
-                        value = _feature(data, first, last)
+                        value = _feature(data, first, entry)
                     else:
                         raise DatasetError(f"a feature entry holds tag {tag} at byte {first}")
                 features[key] = value
+    except DatasetError as error:
+        raise DatasetError(f"not a tf.train.Example: {error}") from None
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise DatasetError(f"not a tf.train.Example: {error}") from None
     return features

@@ -1,0 +1,66 @@
+"""Whether an index still fits its dataset, and which of its rows a new one can keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spatialvla_ft.data.errors import DatasetError
+
+FORMAT_VERSION = 2
+
+
+def _place(shard: dict[str, Any]) -> tuple[str, int]:
+    """What stays of a shard when others are added: its name counts them all."""
+    return shard["split"], shard["number"]
+
+
+def kept_shards(
+    meta: dict[str, Any], shards: list[dict[str, Any]], features: str, where: str, cure: str
+) -> dict[int, int]:
+    """Which shards of the dataset the index has already: number now -> number in the index.
+
+    Fewer than there are now if shards were added.
+
+    Args:
+        meta: of the index.
+        shards: of the dataset as it is now.
+        features: hash of its features.json.
+        where: the dataset, for messages.
+        cure: what to do about a stale index.
+
+    Raises:
+        DatasetError: the index is stale: of another format, or a shard that it knows has changed or
+            is gone, or features.json has changed.
+    """
+    version = meta.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DatasetError(
+            f"stale index: format version {version}, this program writes {FORMAT_VERSION}; {cure}"
+        )
+    now = {_place(shard): (i, shard) for i, shard in enumerate(shards)}
+    kept = {}
+    for number, old in enumerate(meta["shards"]):
+        found = now.get(_place(old))
+        if found is None:
+            raise DatasetError(
+                f"stale index: {len(meta['shards'])} shards were indexed, the dataset now has "
+                f"{len(shards)}; {old['name']} is gone; {cure}"
+            )
+        i, new = found
+        if len(shards) == len(meta["shards"]) and old["name"] != new["name"]:
+            raise DatasetError(f"stale index: shard {old['name']} is now {new['name']}; {cure}")
+        for what, unit in (("size", "bytes"), ("mtime_ns", "ns"), ("version", "")):
+            if old.get(what) != new.get(what):
+                raise DatasetError(
+                    f"stale index: shard {new['name']} changed its {what} from {old.get(what)} to "
+                    f"{new.get(what)} {unit} since it was indexed; {cure}"
+                )
+        if old["expected"] != new["expected"]:
+            raise DatasetError(
+                f"stale index: dataset_info.json said that shard {new['name']} holds "
+                f"{old['expected']} episodes and now says {new['expected']}; {cure}"
+            )
+        kept[i] = number
+    if meta["feature_hash"] != features:
+        raise DatasetError(f"stale index: {where}/features.json has changed; {cure}")
+    return kept

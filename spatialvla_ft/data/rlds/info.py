@@ -1,0 +1,115 @@
+"""What a dataset's folder says of itself: features, splits, and the files of the shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.rlds.features import Leaf, parse_features
+from spatialvla_ft.data.rlds.store import Store
+
+FORMATS = ("tfrecord", "array_record")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split and its shards: file names and the number of episodes in each."""
+
+    name: str
+    shards: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What `dataset_info.json` says: name, version, file format and splits (train first)."""
+
+    name: str
+    version: str
+    file_format: str
+    splits: tuple[Split, ...]
+
+
+def read_features(store: Store) -> tuple[Leaf, ...]:
+    """Leaves of the dataset; DatasetError if it is not an RLDS dataset."""
+    return parse_features(_read_json(store, "features.json"), store.path("features.json"))
+
+
+def feature_hash(store: Store) -> str:
+    """SHA-256 of features.json."""
+    return hashlib.sha256(store.read("features.json")).hexdigest()
+
+
+def read_dataset_info(store: Store) -> DatasetInfo:
+    """Splits and shard names; DatasetError on file formats that are not indexed, by name."""
+    path = store.path("dataset_info.json")
+    info = _read_json(store, "dataset_info.json")
+    file_format = (info.get("fileFormat") or "tfrecord").lower()
+    if file_format not in FORMATS:
+        raise DatasetError(
+            f"{path}: the file format is {file_format!r}; only {' and '.join(FORMATS)} are "
+            "indexed, since the others unpack many episodes to read one frame. Convert it with "
+            "tfds convert_format --out_file_format=tfrecord"
+        )
+    name, version = info["name"], info["version"]
+    splits = []
+    for split in info.get("splits", []):
+        lengths = tuple(int(n) for n in split.get("shardLengths", []))
+        template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        shards = []
+        for i in range(len(lengths)):
+            fields = {
+                "DATASET": name,
+                "SPLIT": split["name"],
+                "FILEFORMAT": file_format,
+                "SHARD_X_OF_Y": f"{i:05d}-of-{len(lengths):05d}",
+                "SHARD_INDEX": f"{i:05d}",
+                "NUM_SHARDS": f"{len(lengths):05d}",
+            }
+            shard = template
+            for field, value in fields.items():
+                shard = shard.replace("{" + field + "}", value)
+            shards.append(shard)
+        splits.append(Split(split["name"], tuple(shards), lengths))
+    if not splits:
+        raise DatasetError(f"{path}: no splits; the dataset was not prepared to its end")
+    splits.sort(key=lambda split: split.name != "train")
+    return DatasetInfo(name, version, file_format, tuple(splits))
+
+
+def shard_table(store: Store, info: DatasetInfo) -> list[dict[str, Any]]:
+    """Name, split, place in it, size and version of every shard; DatasetError if one is missing."""
+    shards = [
+        {"name": name, "split": split.name, "number": number, "expected": split.lengths[number]}
+        for split in info.splits
+        for number, name in enumerate(split.shards)
+    ]
+    found = store.stats([str(shard["name"]) for shard in shards])
+    table = []
+    for shard, stat in zip(shards, found, strict=True):
+        if stat is None:
+            raise DatasetError(
+                f"{store.path(str(shard['name']))} is missing, though dataset_info.json lists it; "
+                "fetch the shard"
+            )
+        table.append(shard | stat)
+    return table
+
+
+def _read_json(store: Store, name: str) -> dict[str, Any]:
+    path = store.path(name)
+    try:
+        content = json.loads(store.read(name))
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path} is missing; give the version directory of an RLDS dataset, the one with "
+            "features.json and dataset_info.json, e.g. bridge_orig/1.0.0"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: an object was expected, got {type(content).__name__}")
+    return content

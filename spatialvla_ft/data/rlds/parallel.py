@@ -1,0 +1,92 @@
+"""Many shards at once: processes for files of this machine, threads for files of a server."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import cast
+
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.rlds.features import Leaf
+from spatialvla_ft.data.rlds.scan import Advance, Report, Task, scan_shard
+from spatialvla_ft.data.rlds.store import LocalStore, Store
+from spatialvla_ft.data.rlds.worker import ScanProcess
+
+BYTES_PER_PROCESS = 512 << 20
+"""A process that has less to scan is not worth its start of about half a second."""
+
+REMOTE_SHARDS = 8
+
+
+def choose_workers(store: Store, tasks: list[Task], workers: int | None) -> int:
+    """How many shards to scan at once.
+
+    Raises:
+        DatasetError: `workers` is below 1.
+    """
+    if workers is not None and workers < 1:
+        raise DatasetError(f"workers must be at least 1, got {workers}; leave it out for all cores")
+    if workers is None:
+        total = sum(task.size for task in tasks)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = min(cores or 1, 1 + total // BYTES_PER_PROCESS) if store.local else REMOTE_SHARDS
+    return max(1, min(workers, len(tasks)))
+
+
+def scan_shards(
+    store: Store,
+    leaves: tuple[Leaf, ...],
+    tasks: list[Task],
+    *,
+    workers: int,
+    advance: Advance | None = None,
+) -> list[Report]:
+    """Scan all shards; the reports are in the order of the tasks.
+
+    Raises:
+        DatasetError: of the first task, in their order, that fails.
+    """
+    told = threading.Lock()
+
+    def tell(count: int) -> None:
+        if advance:
+            with told:
+                advance(count)
+
+    if workers == 1:
+        return [scan_shard(store, leaves, task, tell) for task in tasks]
+    waiting = iter(enumerate(tasks))
+    reports: dict[int, Report] = {}
+    errors: dict[int, BaseException] = {}
+    turn = threading.Lock()
+
+    def work() -> None:
+        processes = store.local
+        context = ScanProcess(cast(LocalStore, store).folder) if processes else nullcontext()
+        with context as process:
+            scan: Callable[..., Report] = (
+                process.scan
+                if process is not None
+                else lambda task, advance: scan_shard(store, leaves, task, advance)
+            )
+            while True:
+                with turn:  # no new shard after an error; those before it are being scanned
+                    number, task = (-1, None) if errors else next(waiting, (-1, None))
+                if task is None:
+                    return
+                try:
+                    reports[number] = scan(task, tell)
+                except BaseException as error:
+                    errors[number] = error
+                    return
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[min(errors)]
+    return [reports[i] for i in range(len(tasks))]
