@@ -19,6 +19,7 @@ class Part(StrEnum):
 
     predict = "predict"
     train_logits = "train-logits"
+    train_step = "train-step"
     codec = "codec"
     depth = "depth"
 
@@ -74,12 +75,14 @@ def _measure(part: Part, size: Size, device: Device, rounds: int) -> Report:
     from spatialvla_ft.bench.depth import bench_depth
     from spatialvla_ft.bench.predict import bench_predict
     from spatialvla_ft.bench.train_logits import bench_train_logits
+    from spatialvla_ft.bench.train_step import bench_train_step
 
     if part is Part.codec:
         return bench_codec(rounds=rounds)
     measure: dict[Part, Callable[..., Report]] = {
         Part.predict: bench_predict,
         Part.train_logits: bench_train_logits,
+        Part.train_step: bench_train_step,
         Part.depth: bench_depth,
     }
     return measure[part](size.value, device=device.value, rounds=rounds)

@@ -248,13 +248,15 @@ class SpatialVLAForConditionalGeneration(
             past_key_values: cache of earlier tokens.
             inputs_embeds: in place of input_ids (then images are not merged).
             labels: ids to predict, -100 where there is nothing to predict.
-            use_cache: whether to return a cache.
+            use_cache: whether to return a cache; by default where there are no labels.
             logits_to_keep: 0 for all rows, n for the last n, "labels" for the rows that predict a
                 label, as (L, V), which is all that training needs.
             debug_outputs: also return intermediate tensors.
             **kwargs: passed on to Gemma 2.
         """
         debug: dict[str, Tensor] | None = {} if debug_outputs else None
+        if use_cache is None and labels is not None:
+            use_cache = False  # training reads no cache, and filling one copies keys and values
         outputs, image_features = self._run(
             input_ids=input_ids,
             pixel_values=pixel_values,

@@ -26,6 +26,14 @@ ROWS = {
         *(f"{head}, {rows}" for head in ("frozen", "trained") for rows in ("labels", "all")),
         *(f"{head}, {kind} ratio" for head in ("frozen", "trained") for kind in ("time", "bytes")),
     },
+    "train-step": {
+        *(
+            f"{kind} {what}"
+            for kind in ("plain", "checkpointing")
+            for what in ("step", "rate", "utilisation", "peak")
+        ),
+        *("trained", "arithmetic", "step ratio", "peak ratio", "product", "4b on a GPU"),
+    },
     "codec": {
         *("encode, float64", "encode, float32", "decode", "decode a chunk"),
         *("encode a chunk, NumPy", "encode a chunk, torch"),
