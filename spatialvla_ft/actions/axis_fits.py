@@ -10,6 +10,7 @@ from scipy.special import ndtr
 from .axes import F64
 from .gaussians import truncated_gaussian_edges, truncated_gaussian_means
 from .quantiles import conditional_means, quantile_edges
+from .weighted import Weighted
 from .zero_bins import Cut, Share, cut_around_zero
 
 
@@ -30,18 +31,17 @@ def gaussian_bins(
 
 
 def quantile_bins(
-    values: F64, low: float, high: float, n: int, *, axis: str, zero: bool
+    values: Weighted, low: float, high: float, n: int, *, axis: str, zero: bool
 ) -> tuple[F64, F64]:
     """Edges (n + 1,) and means (n,) with equal numbers of the values in each bin."""
-    values = np.clip(values, low, high)
 
     def cut(start: float, stop: float, count: int) -> tuple[F64, F64]:
-        inside = values[(values >= start) & (values <= stop)]
+        inside = values.where((values.values >= start) & (values.values <= stop))
         edges = quantile_edges(inside, start, stop, count)
         return edges, conditional_means(inside, edges)
 
     def share(start: float, stop: float) -> float:
-        return float(((values > start) & (values < stop)).sum())
+        return values.where((values.values > start) & (values.values < stop)).total
 
     return _bins(cut, share, low, high, n, axis, zero)
 

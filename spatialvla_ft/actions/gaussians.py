@@ -27,17 +27,21 @@ def fit_gaussians(actions: Any, space: ActionSpace | None = None) -> dict[str, d
         in normalised units.
     """
     space = space or end_effector_delta()
-    slots = slots_of(space)
     array = check_actions(to_numpy(actions), space)
     if len(array) == 0:
         raise ValueError("actions has no rows; a fit needs at least one action")
-    spheres = [slot for slot in slots if slot.shape == "sphere"]
-    values = {space.names[i]: array[:, i] for s in spheres for i in range(s.start, s.stop)}
-    values |= axis_values(array, slots)
     return {
         name: {"mu": float(column.mean()), "sigma": float(column.std())}
-        for name, column in values.items()
+        for name, column in gaussian_values(array, space).items()
     }
+
+
+def gaussian_values(actions: F64, space: ActionSpace) -> dict[str, F64]:
+    """{name: (n,)} what Gaussians are fitted to: the translations' dimensions and all axes."""
+    slots = slots_of(space)
+    spheres = [slot for slot in slots if slot.shape == "sphere"]
+    values = {space.names[i]: actions[:, i] for s in spheres for i in range(s.start, s.stop)}
+    return values | axis_values(actions, slots)
 
 
 def truncated_gaussian_edges(

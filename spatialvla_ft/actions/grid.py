@@ -26,8 +26,9 @@ from .layout import (
     some_actions,
     zero_axes,
 )
-from .quantiles import conditional_means
+from .quantiles import bin_means, bin_sums
 from .spaces import ActionSpace, end_effector_delta
+from .weighted import Weighted
 
 _BLOCK = 8192  # rows per pass, so that temporaries stay in the cache
 _FEW = 8  # up to so many rows, plain Python beats the overhead of NumPy calls
@@ -186,7 +187,12 @@ class ActionGrid:
         edges, means = {}, {}
         for axis, (low, high) in axis_ranges(slots).items():
             edges[axis], means[axis] = quantile_bins(
-                values[axis], low, high, counts[axis], axis=axis, zero=axis in zeros
+                Weighted.of(np.clip(values[axis], low, high)),
+                low,
+                high,
+                counts[axis],
+                axis=axis,
+                zero=axis in zeros,
             )
         return cls(
             edges,
@@ -236,10 +242,14 @@ class ActionGrid:
         A bin that none of them is in keeps its mean, and a zero bin stays exactly 0.
         """
         values = fitted_values(some_actions(to_numpy(actions), self.action_space), self.slots)
+        return self.with_bin_sums({a: bin_sums(values[a], e) for a, e in self.edges.items()})
+
+    def with_bin_sums(self, sums: Mapping[str, tuple[F64, F64]]) -> ActionGrid:
+        """As `with_means`, from the weights and sums {axis: ((n,), (n,))} of `bin_sums`."""
         zeros = zero_axes(self.slots) if self.zero_bin else ()
         means = {}
         for axis, edges in self.edges.items():
-            means[axis] = conditional_means(values[axis], edges, empty=self.means[axis])
+            means[axis] = bin_means(*sums[axis], edges, empty=self.means[axis])
             if axis in zeros:
                 means[axis][np.digitize(0.0, edges[1:-1])] = 0.0
         return ActionGrid(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from spatialvla_ft.actions import ActionGrid, fit_gaussians
 from spatialvla_ft.actions.lookup import BinLookup
 from spatialvla_ft.actions.quantiles import conditional_means, quantile_edges
+from spatialvla_ft.actions.weighted import Weighted
 
 BINS = (5, 7, 3, 4, 6, 2, 2)
 AXES = ("theta", "phi", "r", "roll", "pitch", "yaw")
@@ -235,7 +236,7 @@ def test_from_boundaries_means():
 class TestQuantiles:
     def test_equal_counts(self):
         values = np.random.default_rng(3).gamma(2.0, 0.2, 10_000).clip(0, 1.7)
-        edges = quantile_edges(values, 0.0, math.sqrt(3), 8)
+        edges = quantile_edges(Weighted.of(values), 0.0, math.sqrt(3), 8)
         counts = np.histogram(values, edges)[0]
         assert np.abs(counts - 1250).max() <= 2
 
@@ -252,7 +253,7 @@ class TestQuantiles:
         n=st.integers(1, 20),
     )
     def test_always_n_bins_from_end_to_end(self, values, n):
-        edges = quantile_edges(np.array(values, dtype=float), -1.0, 1.0, n)
+        edges = quantile_edges(Weighted.of(np.array(values, dtype=float)), -1.0, 1.0, n)
         assert len(edges) == n + 1
         assert (edges[0], edges[-1]) == (-1.0, 1.0)
         assert (np.diff(edges) > 0).all()
@@ -260,7 +261,7 @@ class TestQuantiles:
     def test_clipped_extremes_get_their_own_bins(self):
         rng = np.random.default_rng(4)
         values = np.concatenate([rng.uniform(-1, 1, 600), np.full(300, -1.0), np.full(300, 1.0)])
-        edges = quantile_edges(values, -1.0, 1.0, 16)
+        edges = quantile_edges(Weighted.of(values), -1.0, 1.0, 16)
         means = conditional_means(values, edges)
         assert means[[0, -1]] == pytest.approx([-1, 1], abs=1e-6)
 
