@@ -7,10 +7,10 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self, overload
+from typing import Any, Protocol, Self, overload
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions, end_effector_delta
@@ -19,7 +19,7 @@ from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.kinematics import ForwardKinematics, to_end_effector
 from spatialvla_ft.data.sample import Observation, Sample
-from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
+from spatialvla_ft.data.standardise import Standardised, standardise, take_rows, wanted_keys
 from spatialvla_ft.data.store import EpisodeStore
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,21 @@ CACHED_EPISODES = 256
 
 Camera = Intrinsics | Float64[np.ndarray, "3 3"]
 """Intrinsics with their image size, or K for the image as it is stored."""
+
+
+class RowFilter(Protocol):
+    """Which steps of a trajectory stay in it."""
+
+    @property
+    def key(self) -> str:
+        """Names the filter and all that it depends on."""
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " episodes"]:
+        """Steps that stay, for every episode of the store."""
+
+    def keep(self, action: RawActions) -> Bool[np.ndarray, " T"]:
+        """Which of the standard steps (T, dim) stay."""
 
 
 class SampleDataset(Sequence[Sample]):
@@ -67,6 +82,7 @@ class SampleDataset(Sequence[Sample]):
         self.depth = bool(card.depth) and card.depth_scale is not None if depth is None else depth
         self.window = window
         self.forward_kinematics = forward_kinematics
+        self.rows: RowFilter | None = None
         self.name = store.label
         self._cache: OrderedDict[int, Standardised] = OrderedDict()
         self._check_card()
@@ -165,7 +181,7 @@ class SampleDataset(Sequence[Sample]):
 
         Filters do not apply: statistics are of all steps.
         """
-        parts = [self._standardise(episode).action for episode in self.episodes.tolist()]
+        parts = [self.standardised(episode).action for episode in self.episodes.tolist()]
         return RawActions(np.concatenate(parts) if parts else np.empty((0, 7), np.float32))
 
     def proprio(self) -> Float32[np.ndarray, "N n"]:
@@ -174,20 +190,39 @@ class SampleDataset(Sequence[Sample]):
         Raises:
             DatasetError: the card names none.
         """
+        self.check_proprio()
+        parts = [self.standardised(episode).proprio for episode in self.episodes.tolist()]
+        return np.concatenate([part for part in parts if part is not None])
+
+    def check_proprio(self) -> None:
+        """DatasetError unless the card names proprioception."""
         if self.card.proprio is None:
             raise DatasetError(
                 f"card {self.card.name!r} names no proprioception; add `proprio` to it, or leave "
                 "data.proprio off"
             )
-        parts = [self._standardise(episode).proprio for episode in self.episodes.tolist()]
-        return np.concatenate([part for part in parts if part is not None])
+
+    @property
+    def proprio_dim(self) -> int:
+        """How many numbers the proprioception has; DatasetError if the card names none."""
+        self.check_proprio()
+        first = self._trajectory(int(self.episodes[0])).proprio
+        assert first is not None
+        return first.shape[1]
 
     def instructions(self) -> list[str]:
         """The distinct instructions of all episodes, sorted, without decoding an image."""
         found = set()
         for episode in self.episodes.tolist():
-            found.update(self._standardise(episode).language or [""])
+            found.update(self.standardised(episode).language or [""])
         return sorted(found)
+
+    def with_rows(self, rows: RowFilter) -> Self:
+        """A view of the steps that a filter keeps: the others are no longer in the trajectory."""
+        part = self.subset(self.episodes)
+        part.rows = rows
+        part._cache = OrderedDict()
+        return part
 
     def subset(self, episodes: Int64[np.ndarray, " n"]) -> Self:
         """A view of some episodes, by their number in the store."""
@@ -211,17 +246,18 @@ class SampleDataset(Sequence[Sample]):
         row = frame - (int(self._ends[i - 1]) if i else 0)
         return int(self.episodes[i]), row
 
-    def _standardise(self, episode: int) -> Standardised:
+    def standardised(self, episode: int) -> Standardised:
+        """The standard steps of an episode of the store, after the filters on steps."""
         found = standardise(self.card, self.store.trajectory(episode, wanted_keys(self.card)))
-        if self.forward_kinematics is None:
-            return found
-        return to_end_effector(self.card, found, self.forward_kinematics)
+        if self.forward_kinematics is not None:
+            found = to_end_effector(self.card, found, self.forward_kinematics)
+        return found if self.rows is None else take_rows(found, self.rows.keep(found.action))
 
     def _trajectory(self, episode: int) -> Standardised:
         """Standardised trajectory; the last few are kept."""
         found = self._cache.pop(episode, None)
         if found is None:
-            found = self._standardise(episode)
+            found = self.standardised(episode)
             if len(self._cache) >= CACHED_EPISODES:
                 self._cache.popitem(last=False)
         self._cache[episode] = found

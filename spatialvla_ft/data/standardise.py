@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from spatialvla_ft.actions.spaces import RawActions
 from spatialvla_ft.data.cards import Card
@@ -105,6 +105,20 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
             language = None if language is None else language[:-1]
     images = {slot: term.path for slot, term in (card.cameras or {}).items()}
     return Standardised(RawActions(action), proprio, language, images, steps)
+
+
+def take_rows(found: Standardised, keep: Bool[np.ndarray, " T"]) -> Standardised:
+    """The steps for which `keep` is true."""
+    if keep.all():
+        return found
+    words = found.language
+    return Standardised(
+        RawActions(found.action[keep]),
+        None if found.proprio is None else found.proprio[keep],
+        None if words is None else [words[i] for i in np.flatnonzero(keep)],
+        found.images,
+        found.steps[keep],
+    )
 
 
 def _join(

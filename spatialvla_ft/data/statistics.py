@@ -1,17 +1,22 @@
-"""Statistics of a dataset's actions, computed once per content."""
+"""Statistics of a dataset's actions, computed once per content, in memory that does not grow.
+
+Moments and range take one pass over the episodes; quantiles are exact, by `actions/selection.py`,
+at the cost of a second pass over datasets of more than a million steps.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 
 from spatialvla_ft.actions.normalise import ActionStatistics
+from spatialvla_ft.actions.selection import BUFFER_ROWS, Blocks, Summary
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions
+from spatialvla_ft.data.action_blocks import proprio_blocks, raw_blocks
+from spatialvla_ft.data.content import content_key, kept_json
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.sample_dataset import SampleDataset
 
@@ -59,52 +64,76 @@ def compute_statistics(
     )
 
 
+def streamed_statistics(
+    blocks: Blocks,
+    mask: Bool[np.ndarray, " dim"],
+    *,
+    num_trajectories: int = 0,
+    buffer_rows: int = BUFFER_ROWS,
+) -> ActionStatistics:
+    """As `compute_statistics`, from blocks of float32 actions (n, dim) with their weights.
+
+    Up to `buffer_rows` actions are held at once; more are read a second time for the quantiles.
+
+    Raises:
+        DatasetError: there are no actions, or they are not as wide as the mask.
+    """
+    found = Summary(blocks, buffer_rows=buffer_rows)
+    if not found.rows or len(found.min) != len(mask):
+        shape = (found.rows, len(found.min) if found.rows else len(mask))
+        raise DatasetError(f"statistics need (N, {len(mask)}) actions, N > 0; got shape {shape}")
+    q01, q99 = found.quantiles([0.01, 0.99])
+    return ActionStatistics(
+        mean=found.moments.mean,
+        std=found.moments.std,
+        min=found.min.astype(np.float64),
+        max=found.max.astype(np.float64),
+        q01=q01,
+        q99=q99,
+        mask=np.asarray(mask, bool),
+        num_transitions=found.rows,
+        num_trajectories=num_trajectories,
+    )
+
+
 def proprio_statistics(dataset: SampleDataset) -> ActionStatistics:
     """Statistics of the proprioception of a dataset; all of its numbers are normalised.
 
     Raises:
         DatasetError: the card names none, or a value is NaN or infinite.
     """
-    values = dataset.proprio()
-    return compute_statistics(
-        RawActions(values), np.ones(values.shape[1], bool), num_trajectories=len(dataset.episodes)
-    )
+
+    dataset.check_proprio()
+
+    def blocks() -> Iterator[tuple[np.ndarray, float]]:
+        return ((block, 1.0) for block in proprio_blocks(dataset))
+
+    def compute() -> dict[str, object]:
+        every = np.ones(dataset.proprio_dim, bool)
+        return streamed_statistics(
+            blocks, every, num_trajectories=len(dataset.episodes)
+        ).to_dict()
+
+    folder = dataset.store.statistics_dir
+    return ActionStatistics.from_dict(kept_json(folder, "proprio", content_key(dataset), compute))
 
 
 def dataset_statistics(
     dataset: SampleDataset, *, cache_dir: Path | None = None
 ) -> ActionStatistics:
-    """Statistics of the actions of a dataset.
+    """Statistics of the actions of a dataset, after its filters on episodes and steps.
 
-    They are kept in the store's `statistics_dir`, by a hash of card, content and episodes, or in
-    `cache_dir`; where that cannot be written they are computed each time.
+    They are kept in the store's `statistics_dir`, by a hash of card, content, filters and episodes,
+    or in `cache_dir`; where that cannot be written they are computed each time.
     """
-    parts = [dataset.card.source_hash, dataset.store.content_hash]
-    digest = hashlib.sha256(json.dumps(parts).encode())
-    digest.update(np.ascontiguousarray(dataset.episodes).tobytes())
-    path = (cache_dir or dataset.store.statistics_dir) / f"{digest.hexdigest()[:24]}.json"
-    if _cacheable(dataset) and path.exists():
-        return ActionStatistics.from_dict(json.loads(path.read_text()))
-    statistics = compute_statistics(
-        dataset.actions(),
-        normalised_dimensions(dataset.action_space),
-        num_trajectories=len(dataset.episodes),
-    )
-    if _cacheable(dataset):
-        _write(path, statistics)
-    return statistics
 
+    def blocks() -> Iterator[tuple[RawActions, float]]:
+        return ((block, 1.0) for block in raw_blocks(dataset))
 
-def _cacheable(dataset: SampleDataset) -> bool:
-    """Whether content and card say all: a user's function for kinematics cannot be hashed."""
-    return bool(dataset.card.source_hash) and dataset.forward_kinematics is None
+    def compute() -> dict[str, object]:
+        mask = normalised_dimensions(dataset.action_space)
+        episodes = len(dataset.episodes)
+        return streamed_statistics(blocks, mask, num_trajectories=episodes).to_dict()
 
-
-def _write(path: Path, statistics: ActionStatistics) -> None:
-    scratch = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(statistics.to_dict()))
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
+    folder = cache_dir or dataset.store.statistics_dir
+    return ActionStatistics.from_dict(kept_json(folder, "actions", content_key(dataset), compute))

@@ -1,0 +1,136 @@
+"""Fits to the normalised actions of a dataset or a mixture, kept by content.
+
+A mixture is fitted as it is drawn: every dataset is normalised by its own statistics, and its
+actions weigh what its share of the draws says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spatialvla_ft.actions.fit import GridKind
+from spatialvla_ft.actions.fit_blocks import (
+    Gaussians,
+    fit_grid_blocks,
+    gaussian_moments,
+    gaussians_of,
+)
+from spatialvla_ft.actions.grid import ActionGrid
+from spatialvla_ft.actions.grid_io import grid_from_dict, grid_to_dict
+from spatialvla_ft.actions.moments import Moments
+from spatialvla_ft.actions.normalise import ActionStatistics
+from spatialvla_ft.actions.selection import Block
+from spatialvla_ft.actions.spaces import ActionSpace
+from spatialvla_ft.data.action_blocks import mixture_blocks, normalised_blocks, step_weights
+from spatialvla_ft.data.content import content_key, kept_json
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.sample_dataset import SampleDataset
+from spatialvla_ft.data.statistics import normalised_dimensions, streamed_statistics
+
+
+@dataclass(frozen=True)
+class MixtureActions:
+    """The normalised actions of a mixture, as they are drawn.
+
+    Attributes:
+        datasets: the parts.
+        statistics: {dataset: statistics} that normalise each.
+        shares: how often each is drawn, any scale; those of share 0 count for nothing.
+    """
+
+    datasets: Sequence[SampleDataset]
+    statistics: Mapping[str, ActionStatistics]
+    shares: Sequence[float]
+
+    @property
+    def space(self) -> ActionSpace:
+        """What the actions are."""
+        return self.datasets[0].action_space
+
+    def blocks(self) -> Iterator[Block]:
+        """(n, dim) actions and the weight of each; the weights average 1."""
+        return mixture_blocks(self.datasets, self.statistics, self.shares)
+
+    def without(self, excluded: Sequence[str]) -> MixtureActions:
+        """The same with share 0 for datasets called `name/version` or `name`."""
+        shares = [
+            0.0 if d.name in excluded or d.name.split("/")[0] in excluded else share
+            for d, share in zip(self.datasets, self.shares, strict=True)
+        ]
+        if not sum(shares) > 0:
+            raise DatasetError(f"excluding {list(excluded)} leaves no dataset to fit to")
+        return dataclasses.replace(self, shares=shares)
+
+    def key(self, *more: Any) -> str | None:
+        """Hash of everything that a fit depends on; None if it cannot be known."""
+        total = sum(self.shares)
+        keys = [
+            (content_key(d, self.statistics[d.name].to_dict()), repr(share / total))
+            for d, share in zip(self.datasets, self.shares, strict=True)
+        ]
+        if any(key is None for key, _ in keys):
+            return None
+        return content_key(self.datasets[0], keys, *more)
+
+    def gaussians(self) -> Gaussians:
+        """As `fit_gaussians`, of the mixture; only datasets that are new are read."""
+        weights = step_weights(self.datasets, self.shares)
+        parts = [
+            _moments(dataset, self.statistics[dataset.name]).scaled(weight)
+            for dataset, weight in zip(self.datasets, weights, strict=True)
+            if weight > 0
+        ]
+        return gaussians_of(sum(parts[1:], start=parts[0]), self.space)
+
+    def grid(
+        self, kind: GridKind, *, bins: Any = None, min_sigma: float = 0.0, zero_bin: bool = False
+    ) -> ActionGrid:
+        """As `fit_grid`, of the mixture."""
+
+        def fit() -> dict[str, Any]:
+            return grid_to_dict(
+                fit_grid_blocks(
+                    kind,
+                    self.blocks,
+                    space=self.space,
+                    bins=bins,
+                    min_sigma=min_sigma,
+                    zero_bin=zero_bin,
+                    gaussians=self.gaussians() if kind == "gaussian" else None,
+                )
+            )
+
+        key = self.key(kind, bins, min_sigma, zero_bin, self.space.to_dict())
+        return grid_from_dict(kept_json(self.datasets[0].store.statistics_dir, "grid", key, fit))
+
+    def summary(self) -> ActionStatistics:
+        """Statistics of the normalised actions of the mixture; quantiles by weight."""
+
+        def compute() -> dict[str, Any]:
+            episodes = sum(
+                len(d.episodes) for d, share in zip(self.datasets, self.shares, strict=True) if share
+            )
+            mask = normalised_dimensions(self.space)
+            return streamed_statistics(self.blocks, mask, num_trajectories=episodes).to_dict()
+
+        folder = self.datasets[0].store.statistics_dir
+        return ActionStatistics.from_dict(kept_json(folder, "mixture", self.key(), compute))
+
+
+def _moments(dataset: SampleDataset, statistics: ActionStatistics) -> Moments:
+    """Moments of what Gaussians are fitted to, of one dataset."""
+    space = dataset.action_space
+
+    def compute() -> dict[str, list[float]]:
+        blocks = ((block, 1.0) for block in normalised_blocks(dataset, statistics))
+        found = gaussian_moments(blocks, space)
+        return {name: getattr(found, name).tolist() for name in ("weight", "mean", "squares")}
+
+    key = content_key(dataset, statistics.to_dict(), space.to_dict())
+    found = kept_json(dataset.store.statistics_dir, "gaussians", key, compute)
+    return Moments(**{name: np.asarray(values) for name, values in found.items()})
