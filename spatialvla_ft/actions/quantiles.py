@@ -64,7 +64,7 @@ def bin_sums(values: Weighted | F64, edges: F64) -> tuple[F64, F64]:
         numbers, weights, sums = values, None, values
     index = np.digitize(numbers, edges[1:-1])
     weight = np.bincount(index, weights=weights, minlength=n).astype(np.float64)
-    return weight, np.bincount(index, weights=sums, minlength=n)
+    return weight, np.bincount(index, weights=sums, minlength=n).astype(np.float64)
 
 
 def bin_means(weight: F64, total: F64, edges: F64, *, empty: F64 | None = None) -> F64:

@@ -84,13 +84,16 @@ class Summary:
         columns = self._small(wanted) if self._kept is not None else self._large(wanted)
         low = columns[np.searchsorted(wanted, below)]
         high = columns[np.searchsorted(wanted, np.minimum(below + 1, self.rows - 1))]
-        return np.asarray(low + (places - below)[:, None] * (high - low))
+        apart = (high - low).astype(np.float64)  # in float32 first, as NumPy interpolates
+        part = (places - below)[:, None]
+        near_low, near_high = low + part * apart, high - (1 - part) * apart
+        return np.asarray(np.where(part < 0.5, near_low, near_high), np.float64)
 
     def _scale(self, cumulative: F64) -> F64:
         """Cumulative weights such that they end at the number of rows."""
         return np.asarray(cumulative * (self.rows / cumulative[-1]))
 
-    def _small(self, wanted: F64) -> F64:
+    def _small(self, wanted: F64) -> NDArray[np.float32]:
         assert self._kept is not None
         values = np.concatenate([block for block, _ in self._kept])
         weights = np.concatenate([np.full(len(block), w) for block, w in self._kept])
@@ -100,9 +103,9 @@ class Summary:
             cumulative = self._scale(np.cumsum(weights[order]))
             at = np.searchsorted(cumulative, wanted, side="right")
             found.append(column[order][np.minimum(at, len(column) - 1)])
-        return np.stack(found, axis=1).astype(np.float64)
+        return np.stack(found, axis=1)
 
-    def _large(self, wanted: F64) -> F64:
+    def _large(self, wanted: F64) -> NDArray[np.float32]:
         assert self._upper is not None
         columns = len(self._upper)
         cumulative = [self._scale(np.cumsum(counts)) for counts in self._upper]
@@ -117,7 +120,7 @@ class Summary:
                     inside = keys[high == cell, column] & np.uint32(_HALF - 1)
                     if len(inside):
                         counts += np.bincount(inside, minlength=_HALF) * weight
-        found = np.empty((len(wanted), columns))
+        found = np.empty((len(wanted), columns), np.float32)
         for column in range(columns):
             scale = self.rows / self._upper[column].sum()
             for i, (cell, place) in enumerate(zip(upper[column].tolist(), wanted, strict=True)):

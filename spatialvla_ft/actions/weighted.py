@@ -80,7 +80,8 @@ class Tally:
             return
         old = self._exact
         values, place = np.unique(np.concatenate([old.values, new.values]), return_inverse=True)
-        weights = np.bincount(place, np.concatenate([old.weights, new.weights]), len(values))
+        both = np.concatenate([old.weights, new.weights])
+        weights = np.bincount(place, both, len(values)).astype(np.float64)
         self._exact = Weighted(values, weights, values)
         if len(values) > self._distinct:
             everything, self._exact = self._exact, None

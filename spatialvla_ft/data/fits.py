@@ -113,7 +113,9 @@ class MixtureActions:
 
         def compute() -> dict[str, Any]:
             episodes = sum(
-                len(d.episodes) for d, share in zip(self.datasets, self.shares, strict=True) if share
+                len(d.episodes)
+                for d, share in zip(self.datasets, self.shares, strict=True)
+                if share
             )
             mask = normalised_dimensions(self.space)
             return streamed_statistics(self.blocks, mask, num_trajectories=episodes).to_dict()

@@ -208,7 +208,7 @@ class SampleDataset(Sequence[Sample]):
         self.check_proprio()
         first = self._trajectory(int(self.episodes[0])).proprio
         assert first is not None
-        return first.shape[1]
+        return int(first.shape[1])
 
     def instructions(self) -> list[str]:
         """The distinct instructions of all episodes, sorted, without decoding an image."""

@@ -102,7 +102,6 @@ def proprio_statistics(dataset: SampleDataset) -> ActionStatistics:
     Raises:
         DatasetError: the card names none, or a value is NaN or infinite.
     """
-
     dataset.check_proprio()
 
     def blocks() -> Iterator[tuple[np.ndarray, float]]:
@@ -110,9 +109,7 @@ def proprio_statistics(dataset: SampleDataset) -> ActionStatistics:
 
     def compute() -> dict[str, object]:
         every = np.ones(dataset.proprio_dim, bool)
-        return streamed_statistics(
-            blocks, every, num_trajectories=len(dataset.episodes)
-        ).to_dict()
+        return streamed_statistics(blocks, every, num_trajectories=len(dataset.episodes)).to_dict()
 
     folder = dataset.store.statistics_dir
     return ActionStatistics.from_dict(kept_json(folder, "proprio", content_key(dataset), compute))

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..actions.fit import fit_grid
 from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
-from ..actions.normalise import ActionStatistics, NormalisedActions, normalise
+from ..actions.normalise import ActionStatistics
 from ..data.dataset import RldsDataset, holdout
+from ..data.fits import MixtureActions
 from ..data.mixtures import Opened, Part, find_mixture, open_mixture
 from ..data.sample import Sample
 from ..data.statistics import dataset_statistics, proprio_statistics
@@ -109,7 +109,7 @@ def build(recipe: Recipe) -> Run:
     if zero_bin:  # 0 must mean no motion in the robot's units too
         deltas = datasets[0].action_space.deltas
         statistics = {name: known.symmetric(deltas) for name, known in statistics.items()}
-    grid = _grid(recipe, datasets, statistics)
+    grid = _grid(recipe, datasets, statistics, opened.weights)
     base_fingerprint = None
     if recipe.model.new is not None:
         model, processor = _new(recipe, datasets, grid, overrides)
@@ -205,7 +205,7 @@ def _with_proprio(
     wanted = recipe.data.proprio or (recipe.data.proprio is None and layout.proprio_dim is not None)
     if not wanted:
         return layout
-    dims = {dataset.name: dataset.proprio().shape[1] for dataset in datasets}
+    dims = {dataset.name: dataset.proprio_dim for dataset in datasets}
     if layout.proprio_dim is not None:
         dims["the base"] = layout.proprio_dim
     if len(set(dims.values())) != 1:
@@ -282,7 +282,10 @@ def _known_grid(recipe: Recipe) -> ActionGrid | None:
 
 
 def _grid(
-    recipe: Recipe, datasets: Sequence[RldsDataset], statistics: dict[str, ActionStatistics]
+    recipe: Recipe,
+    datasets: Sequence[RldsDataset],
+    statistics: dict[str, ActionStatistics],
+    weights: Sequence[float],
 ) -> ActionGrid | None:
     """The grid this run uses, of the data's action space; None keeps the base's."""
     asked = recipe.grid
@@ -307,16 +310,8 @@ def _grid(
     else:
         base = SpatialVLAProcessor.from_pretrained(recipe.model.base).grid
         bins = base.bins if base.slots == slots else None
-    actions = np.concatenate(
-        [normalise(dataset.actions(), statistics[dataset.name]) for dataset in datasets]
-    )
-    return fit_grid(
-        asked.fit or "gaussian",
-        NormalisedActions(actions),
-        space=space,
-        bins=bins,
-        min_sigma=asked.min_sigma,
-        zero_bin=asked.zero_bin,
+    return MixtureActions(datasets, statistics, weights).grid(
+        asked.fit or "gaussian", bins=bins, min_sigma=asked.min_sigma, zero_bin=asked.zero_bin
     )
 
 
