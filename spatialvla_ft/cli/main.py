@@ -7,6 +7,7 @@ import typer
 
 from spatialvla_ft.cli import (
     bench,
+    data_convert,
     data_depth,
     data_index,
     data_record,
@@ -38,6 +39,7 @@ app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 data.command("record")(data_record.record)
+data.command("convert")(data_convert.convert)
 data.command("index")(data_index.index)
 data.command("stats")(data_stats.stats)
 data.command("depth")(data_depth.depth)

@@ -280,7 +280,7 @@ def load_cards(path: str | Path) -> dict[str, Card]:
         if not isinstance(raw, dict):
             problems.append(f"{document.where(('cards', name))}: a card is a mapping, got {raw!r}")
             continue
-        full = _with_defaults(raw, defaults)
+        full = with_defaults(raw, defaults)
         digest = hashlib.sha256(json.dumps(full, sort_keys=True, default=str).encode()).hexdigest()
         try:
             cards[name] = Card.model_validate({**full, "name": name, "source_hash": digest})
@@ -288,7 +288,7 @@ def load_cards(path: str | Path) -> dict[str, Card]:
             problems += _explain(error, document, ("cards", name))
     for name, raw in (content.get("templates") or {}).items():
         try:
-            Template.model_validate(_with_defaults(raw, {}))
+            Template.model_validate(with_defaults(raw, {}))
         except pydantic.ValidationError as error:
             problems += _explain(error, document, ("templates", name))
     if problems:
@@ -296,7 +296,7 @@ def load_cards(path: str | Path) -> dict[str, Card]:
     return cards
 
 
-def _with_defaults(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Keys of `raw` win; the action is filled key by key, all else as a whole."""
     full = {**defaults, **raw}
     if isinstance(raw.get("action"), dict) and isinstance(defaults.get("action"), dict):

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -195,8 +196,8 @@ def write(
         (meta / "stats.json").write_text(json.dumps(stats))
         (meta / "episodes/chunk-000").mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), meta / "episodes/chunk-000/file-000.parquet")
-        tasks = pa.table({"task_index": [0, 1], "__index_level_0__": list(TASKS)})
-        pq.write_table(tasks, meta / "tasks.parquet")
+        tasks = pd.DataFrame({"task_index": [0, 1]}, index=list(TASKS))
+        tasks.to_parquet(meta / "tasks.parquet")
     else:
         lines = [json.dumps({"episode_index": e, "stats": stats}) for e in range(len(LENGTHS))]
         (meta / "episodes_stats.jsonl").write_text("\n".join(lines) + "\n")

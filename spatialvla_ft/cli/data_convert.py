@@ -1,0 +1,135 @@
+"""`spatialvla-ft data convert`: between RLDS and LeRobot."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class Format(StrEnum):
+    """What a dataset can be converted to."""
+
+    lerobot = "lerobot"
+    rlds = "rlds"
+
+
+def convert(
+    src: Annotated[Path, typer.Argument(help="RLDS version directory, or LeRobot folder.")],
+    dst: Annotated[Path, typer.Argument(help="New folder; of RLDS the one to hold NAME/VERSION.")],
+    to: Annotated[Format, typer.Option(help="lerobot (v3.0) or rlds.")],
+    card: Annotated[
+        Path | None, typer.Option(help="Card of an RLDS dataset; default SRC/card.yaml.")
+    ] = None,
+    images: Annotated[
+        str,
+        typer.Option(
+            help="For lerobot: keep (the encoded pictures as they are, exact), av1 or h264."
+        ),
+    ] = "keep",
+    fps: Annotated[
+        float | None, typer.Option(help="Steps per second; default the card's control_hz.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="For rlds: dataset name; default that of SRC.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Convert a dataset between RLDS and LeRobot v3.0, and say what was not exact.
+
+    Columns, language, depth, intrinsics and extrinsics are bit-exact; pictures are unless --images
+    names a video codec.
+
+    Example: spatialvla-ft data convert datasets/robot_a_touch/1.0.0 lerobot/touch --to lerobot
+    """
+    from spatialvla_ft.cli.console import fail_with
+
+    with fail_with(ValueError, RuntimeError, OSError), _progress() as advance:
+        if to is Format.lerobot:
+            path, report = dst, _to_lerobot(src, dst, card, images, fps, advance)
+        else:
+            given = {"--card": card, "--fps": fps, "--images": None if images == "keep" else images}
+            extra = [option for option, value in given.items() if value is not None]
+            if extra:
+                raise ValueError(f"{extra} belong to --to lerobot; leave them out")
+            path, report = _to_rlds(src, dst, name, advance)
+    summary = {"path": str(path), "format": to.value, **report}
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    typer.echo(f"wrote {report['episodes']} episodes ({report['steps']} steps) to {path}")
+    if report["exact"]:
+        typer.echo("everything is exact")
+    for key, how in report["inexact"].items():
+        typer.echo(f"not exact: {key}: {how}")
+    for key, why in report["left_out"].items():
+        typer.echo(f"left out: {key}: {why}")
+
+
+def _to_lerobot(
+    src: Path,
+    dst: Path,
+    card: Path | None,
+    images: str,
+    fps: float | None,
+    advance: Callable[[int, int], None],
+) -> dict[str, Any]:
+    from spatialvla_ft.data.dataset import CARD_FILE, read_card
+    from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
+    from spatialvla_ft.data.rlds.index import build_index
+
+    index = build_index(src)
+    place = card or index.dataset_dir / CARD_FILE
+    found = read_card(place, index)
+    report = to_lerobot(
+        index,
+        found,
+        place,
+        dst,
+        images=images,
+        fps=fps,
+        progress=lambda done: advance(done, index.num_episodes),
+    )
+    return report.to_dict()
+
+
+def _to_rlds(
+    src: Path, dst: Path, name: str | None, advance: Callable[[int, int], None]
+) -> tuple[Path, dict[str, Any]]:
+    from spatialvla_ft.data.lerobot.mapping import read_mapping
+    from spatialvla_ft.data.lerobot.store import LeRobotStore
+    from spatialvla_ft.sim.worker import Worker
+
+    store = LeRobotStore(src)
+    kept = read_mapping(src)
+    name = name or (kept.name if kept else re.sub(r"\W", "_", store.name).lower())
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"--name: got {name!r}, allowed are lower-case letters, digits and _, a letter first"
+        )
+    target = dst / name
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"{target} exists and is not empty; remove it, or give another --name")
+    with Worker("spatialvla_ft.data.lerobot.convert_process:run", src, dst, name) as writer:
+        while isinstance(message := writer.recv(), int):
+            advance(message, len(store.episodes))
+    path, report = message
+    return Path(path), report
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Episodes done, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

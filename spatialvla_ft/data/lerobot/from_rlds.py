@@ -1,0 +1,260 @@
+"""RLDS to LeRobot v3.0, feature by feature; what cannot go along is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from spatialvla_ft.data.card_yaml import load_yaml
+from spatialvla_ft.data.cards import Card, with_defaults
+from spatialvla_ft.data.decode import decode_depth, decode_rgb
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.lerobot.draft import DEPTH_SCALE
+from spatialvla_ft.data.lerobot.info import Feature
+from spatialvla_ft.data.lerobot.mapping import Entry, Mapping, write_mapping
+from spatialvla_ft.data.lerobot.plan import plan
+from spatialvla_ft.data.lerobot.report import DepthLoss, Report, psnr
+from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore
+from spatialvla_ft.data.lerobot.units import to_units
+from spatialvla_ft.data.lerobot.video_writer import CODECS, DEPTH_CODEC, Codec
+from spatialvla_ft.data.lerobot.writer import LeRobotWriter
+from spatialvla_ft.data.rlds.index import FrameIndex
+
+IMAGES = ("keep", *CODECS)
+COMPARED = 24
+"""Pictures of a video that are compared with where they came from."""
+
+
+def to_lerobot(
+    index: FrameIndex,
+    card: Card,
+    card_file: Path,
+    out: Path,
+    *,
+    images: str = "keep",
+    fps: float | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Convert all splits of an RLDS dataset.
+
+    Args:
+        index: of the dataset.
+        card: says which feature is depth, calibration and language.
+        card_file: where the card stands.
+        out: new folder.
+        images: `keep` stores the encoded pictures as they are; or a video codec.
+        fps: steps per second; the card's control_hz if not given.
+        progress: called with the number of episodes done.
+
+    Raises:
+        DatasetError: no rate is known, or the card does not fit.
+    """
+    if images not in IMAGES:
+        raise DatasetError(f"images: got {images!r}, allowed are {list(IMAGES)}")
+    rate = fps or card.control_hz
+    if not rate:
+        raise DatasetError(
+            f"card {card.name!r} has no control_hz, so the rate of the steps is unknown; give --fps"
+        )
+    report = Report()
+    entries = plan(index, card, report)
+    features = _features(index, entries, images)
+    codecs: dict[str, Codec] = {}
+    for entry in entries:
+        if entry.how == "depth":
+            codecs[entry.lerobot] = DEPTH_CODEC
+        elif entry.how == "picture" and images != "keep":
+            codecs[entry.lerobot] = CODECS[images]
+    losses = {entry.lerobot: DepthLoss() for entry in entries if entry.how == "depth"}
+    with LeRobotWriter(
+        out, fps=rate, features=features, codecs=codecs, robot_type=card.robot
+    ) as writer:
+        for episode in range(index.num_episodes):
+            _convert_episode(index, card, entries, writer, episode, losses, images)
+            report.episodes += 1
+            report.steps += int(index.episode_lengths[episode])
+            if progress is not None:
+                progress(report.episodes)
+        writer.close(index.splits)
+    raw = _raw_card(card_file, card.name)
+    write_mapping(out, Mapping(index.name, index.version, raw, tuple(entries)))
+    (out / "card.yaml").write_text(
+        yaml.safe_dump(
+            {"schema_version": 1, "cards": {index.name: _translate(raw, card, entries)}},
+            sort_keys=False,
+        ),
+        encoding="utf-8",
+    )
+    for key, loss in losses.items():
+        if sentence := loss.sentence():
+            report.inexact[key] = sentence
+    if images != "keep":
+        report.inexact |= _compare(index, entries, out, images)
+    return report
+
+
+def _features(index: FrameIndex, entries: list[Entry], images: str) -> dict[str, Feature]:
+    features = {}
+    for entry in entries:
+        if entry.how in ("task", "episode"):
+            continue
+        dtype, shape = entry.dtype, entry.shape or (1,)
+        names: tuple[str, ...] | None = None
+        info: dict[str, Any] = {}
+        if entry.how in ("picture", "depth"):
+            sample = _first_picture(index, entry)
+            names = ("height", "width", "channels")
+            shape = (*sample.shape[:2], 3 if entry.how == "picture" else 1)
+            dtype = "image" if entry.how == "picture" and images == "keep" else "video"
+            if dtype == "video":
+                codec = DEPTH_CODEC if entry.how == "depth" else CODECS[images]
+                info = {
+                    "video.codec": codec.name,
+                    "video.pix_fmt": codec.pixels,
+                    "video.is_depth_map": entry.how == "depth",
+                    "video.height": shape[0],
+                    "video.width": shape[1],
+                    "video.channels": shape[2],
+                    "has_audio": False,
+                }
+        elif entry.how == "intrinsics":
+            shape, names = (4,), ("fx", "fy", "cx", "cy")
+        elif entry.how == "extrinsics":
+            shape = (16,)
+        features[entry.lerobot] = Feature(entry.lerobot, dtype, shape, names, info)
+    return features
+
+
+def _first_picture(index: FrameIndex, entry: Entry) -> NDArray[Any]:
+    for episode in range(index.num_episodes):
+        for step in range(int(index.episode_lengths[episode])):
+            data = index.image_bytes(episode, step, entry.rlds)
+            if data:
+                return _decode(data, entry)
+    raise DatasetError(f"{index.name}: {entry.rlds!r} has no picture at any step")
+
+
+def _decode(data: bytes, entry: Entry) -> NDArray[Any]:
+    if entry.how == "depth":
+        return decode_depth(data, np.dtype(entry.dtype))
+    return decode_rgb(data)
+
+
+def _convert_episode(
+    index: FrameIndex,
+    card: Card,
+    entries: list[Entry],
+    writer: LeRobotWriter,
+    episode: int,
+    losses: dict[str, DepthLoss],
+    images: str,
+) -> None:
+    columns: dict[str, NDArray[Any]] = {}
+    pictures: dict[str, list[bytes]] = {}
+    videos: dict[str, Iterator[NDArray[Any]]] = {}
+    extra: dict[str, Any] = {}
+    length = int(index.episode_lengths[episode])
+    tasks = [""] * length
+    for entry in entries:
+        key = entry.lerobot
+        if entry.how == "picture" and images == "keep":
+            pictures[key] = [index.image_bytes(episode, t, entry.rlds) for t in range(length)]
+        elif entry.how in ("picture", "depth"):
+            videos[key] = _frames(index, entry, episode, length, losses.get(key))
+        else:
+            values = index.column(entry.rlds, episode)
+            if entry.how == "task":
+                tasks = [_text(value) for value in values]
+            elif entry.how == "text":
+                columns[key] = np.array([_text(value) for value in values], dtype=object)
+            elif entry.how == "episode":
+                extra[key] = _plain(values)
+            elif entry.how == "intrinsics":
+                columns[key] = values.reshape(length, 9)[:, [0, 4, 2, 5]]
+            elif entry.how == "extrinsics":
+                columns[key] = values.reshape(length, 16)
+            else:
+                columns[key] = values
+    writer.add_episode(columns, tasks=tasks, images=pictures, videos=videos, extra=extra)
+
+
+def _frames(
+    index: FrameIndex, entry: Entry, episode: int, length: int, loss: DepthLoss | None
+) -> Iterator[NDArray[Any]]:
+    for step in range(length):
+        data = index.image_bytes(episode, step, entry.rlds)
+        if not data:
+            raise DatasetError(
+                f"{index.name}: {entry.rlds!r} has no picture at step {step} of episode {episode}, "
+                "which a video cannot hold; keep the pictures (images: keep), or drop the episode"
+            )
+        picture = _decode(data, entry)
+        yield picture if loss is None else to_units(picture, entry.scale or 1.0, loss)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """As Parquet can hold it."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    array = np.asarray(value)
+    if array.dtype == object:
+        return [_plain(item) for item in array.ravel().tolist()]
+    return array.tolist()
+
+
+def _raw_card(path: Path, name: str) -> dict[str, Any]:
+    """The card as its file has it, defaults filled in."""
+    content = load_yaml(path).value
+    cards = content["cards"]
+    raw = cards[name] if name in cards else next(iter(cards.values()))
+    return with_defaults(raw, content.get("defaults") or {})
+
+
+def _translate(raw: dict[str, Any], card: Card, entries: list[Entry]) -> dict[str, Any]:
+    """The card of the LeRobot dataset: the same, with the names of its pictures and calibration."""
+    name_of = {entry.rlds: entry.lerobot for entry in entries}
+    found = {**raw, "language": {"kind": "string", "key": TASK}}
+    if card.language.kind != "string":
+        found["language"] = raw.get("language", {"kind": "none"})
+    found["cameras"] = {slot: name_of[t.path] for slot, t in (card.cameras or {}).items()}
+    kept = {slot: name_of[t.path] for slot, t in card.depth.items() if t.path in name_of}
+    found |= {"depth": kept, "depth_scale": DEPTH_SCALE} if kept else {"depth": {}}
+    for field in ("intrinsics", "extrinsics"):
+        found[field] = {
+            slot: name_of.get(source, source) if isinstance(source, str) else source
+            for slot, source in (raw.get(field) or {}).items()
+        }
+    return found
+
+
+def _compare(index: FrameIndex, entries: list[Entry], out: Path, images: str) -> dict[str, str]:
+    """Measured loss of the videos: some of their pictures beside those they came from."""
+    store = LeRobotStore(out)
+    steps = [(e, t) for e, n in enumerate(index.episode_lengths.tolist()) for t in range(n)]
+    some = [steps[i] for i in np.linspace(0, len(steps) - 1, min(COMPARED, len(steps))).astype(int)]
+    found = {}
+    for entry in entries:
+        if entry.how != "picture":
+            continue
+        values = []
+        for episode, step in some:
+            was = decode_rgb(index.image_bytes(episode, step, entry.rlds))
+            now = store.rgb(entry.lerobot, episode, step)
+            assert now is not None
+            values.append(psnr(was, now))
+        found[entry.lerobot] = (
+            f"{images} video: PSNR {np.mean(values):.1f} dB, at worst {min(values):.1f} dB, over "
+            f"{len(values)} pictures"
+        )
+    return found

@@ -1,0 +1,39 @@
+"""The page that a dataset shows on the Hub."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_HEAD = """---
+task_categories:
+- robotics
+tags:
+- LeRobot
+configs:
+- config_name: default
+  data_files: data/*/*.parquet
+---
+
+{episodes} episodes, {frames} steps at {fps} Hz, robot {robot}; LeRobot format {version}.
+
+Depth (`depth.<camera>`) is 16-bit grey FFV1, metres x 10000, 0 = unknown. Per frame,
+`<camera>_camera_intrinsics` holds fx, fy, cx, cy in pixels and `<camera>_camera_extrinsics` the
+camera's pose (OpenCV axes) in the robot's base, a 4 x 4 matrix row by row, metres.
+
+```json
+{info}
+```
+"""
+
+
+def readme(info: dict[str, Any]) -> str:
+    """Markdown with the front matter that lets `datasets` find the data files."""
+    return _HEAD.format(
+        episodes=info["total_episodes"],
+        frames=info["total_frames"],
+        fps=info["fps"],
+        robot=info["robot_type"] or "unknown",
+        version=info["codebase_version"],
+        info=json.dumps(info, indent=2),
+    )

@@ -1,0 +1,243 @@
+"""LeRobot to RLDS, written by TensorFlow Datasets itself.
+
+TensorFlow is imported inside: use `write` in a process that has not imported torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import yaml
+
+from spatialvla_ft.data.card_yaml import load_yaml
+from spatialvla_ft.data.cards import with_defaults
+from spatialvla_ft.data.lerobot.draft import draft
+from spatialvla_ft.data.lerobot.info import BOOKKEEPING, Feature
+from spatialvla_ft.data.lerobot.mapping import Entry, Mapping, read_mapping
+from spatialvla_ft.data.lerobot.report import Report
+from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore
+from spatialvla_ft.data.lerobot.units import from_units
+
+VERSION = "1.0.0"
+SKIPPED = {*BOOKKEEPING} - {"timestamp"}
+"""Columns that only number what RLDS numbers by its own order."""
+
+
+def mapping_of(store: LeRobotStore, name: str) -> Mapping:
+    """The mapping that a conversion left, or one by the names of the features."""
+    kept = read_mapping(store.folder)
+    if kept is not None:
+        return kept
+    entries = [
+        _entry(feature) for key, feature in store.info.features.items() if key not in SKIPPED
+    ]
+    entries.append(
+        Entry("language_instruction", ("language_instruction",), TASK, "task", "string", (), "")
+    )
+    return Mapping(name, VERSION, _card(store, entries), tuple(entries))
+
+
+def _entry(feature: Feature) -> Entry:
+    """One feature of a dataset that did not come from RLDS."""
+    key, last = feature.key, feature.key.split(".")[-1]
+    how, path = "column", key
+    dtype, shape, encoding, scale = feature.dtype, feature.shape, "", None
+    if shape == (1,):
+        shape = ()
+    if feature.is_depth:
+        how, path, dtype, scale = "depth", f"observation.depth_{last}", "uint16", 1e-4
+        shape, encoding = (*_size(feature), 1), "png"
+    elif feature.is_picture:
+        how, path, dtype = "picture", f"observation.image_{last}", "uint8"
+        # A video's frames are kept as they decode; encoded pictures stay what they are.
+        shape, encoding = (*_size(feature), 3), "png" if feature.dtype == "video" else ""
+    elif key.endswith("_camera_intrinsics") and feature.shape == (4,):
+        camera = last.removesuffix("_camera_intrinsics")
+        how, path, shape = "intrinsics", f"observation.intrinsics_{camera}", (3, 3)
+    elif key.endswith("_camera_extrinsics") and np.prod(feature.shape) == 16:
+        camera = last.removesuffix("_camera_extrinsics")
+        how, path, shape = "extrinsics", f"observation.extrinsics_{camera}", (4, 4)
+    elif feature.dtype == "string":
+        how = "text"
+    return Entry(path, tuple(path.split(".")), key, how, dtype, shape, encoding, scale)  # type: ignore[arg-type]
+
+
+def _size(feature: Feature) -> tuple[int, int]:
+    """(height, width): some datasets put the channels first."""
+    shape = feature.shape
+    return (shape[1], shape[2]) if shape[0] in (1, 3) else (shape[0], shape[1])
+
+
+def _card(store: LeRobotStore, entries: list[Entry]) -> dict[str, Any]:
+    """The dataset's card, drafted if it has none, with the new names."""
+    path = store.folder / "card.yaml"
+    if path.exists():
+        content = load_yaml(path).value
+        cards = content["cards"]
+        raw = cards.get(store.name) or next(iter(cards.values()))
+        raw = with_defaults(raw, content.get("defaults") or {})
+    else:
+        raw, _ = draft(store.info, store.folder)
+    names = {entry.lerobot: entry.rlds for entry in entries}
+    found = {**raw, "version": VERSION}
+    for field in ("cameras", "depth", "intrinsics", "extrinsics"):
+        slots = raw.get(field) or {}
+        found[field] = {s: names.get(v, v) if isinstance(v, str) else v for s, v in slots.items()}
+    if (raw.get("language") or {}).get("key") == TASK:
+        found["language"] = {"kind": "string", "key": "language_instruction"}
+    return found
+
+
+def write(
+    folder: Path,
+    out: Path,
+    name: str,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Path, Report]:
+    """Write `out/name/VERSION`; returns that directory and what was not exact.
+
+    Raises:
+        DatasetError: the LeRobot dataset is damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    store = LeRobotStore(folder, name=name)
+    mapping = mapping_of(store, name)
+    report = _losses(store, mapping)
+
+    def examples(episodes: range) -> Iterator[tuple[int, dict[str, Any]]]:
+        for episode in episodes:
+            yield episode, _example(store, mapping, episode)
+            report.episodes += 1
+            report.steps += store.episodes[episode].length
+            if progress is not None:
+                progress(report.episodes)
+
+    class Converted(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg,misc]
+        """A LeRobot dataset as RLDS."""
+
+        # Nothing is downloaded. Looking for checksums, which this avoids, needs the package
+        # importlib_resources, which tfds does not always bring.
+        url_infos: ClassVar[dict[str, Any]] = {}
+
+    # tfds announces itself on standard output, which belongs to the command's report.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder = Converted(
+            name=name,
+            version=mapping.version,
+            features=_features(mapping),
+            split_datasets={split: examples(part) for split, part in store.splits.items()},
+            data_dir=out,
+            description=f"{folder.name}, converted from LeRobot {store.info.version}.",
+            disable_shuffling=True,
+        )
+        builder.download_and_prepare()
+    path = Path(builder.data_dir)
+    card = {"schema_version": 1, "cards": {name: mapping.card}}
+    (path / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
+    for left_over in (out / "downloads" / "extracted", out / "downloads"):
+        if left_over.is_dir() and not any(left_over.iterdir()):
+            left_over.rmdir()
+    return path, report
+
+
+def _losses(store: LeRobotStore, mapping: Mapping) -> Report:
+    """What cannot be exact, known before anything is written."""
+    report = Report()
+    known = {entry.lerobot for entry in mapping.entries}
+    for key in set(store.info.features) - known - {*BOOKKEEPING}:
+        report.left_out[key] = "added after the conversion from RLDS, whose features are kept"
+    for entry in mapping.entries:
+        if entry.how == "depth" and (entry.dtype != "uint16" or entry.scale != 1e-4):
+            report.inexact[entry.lerobot] = (
+                f"from 0.1 mm to {entry.dtype}, {entry.scale:g} m a unit: exact where that way was"
+            )
+        if entry.how == "picture" and store.feature(entry.lerobot).dtype == "video":
+            report.inexact[entry.lerobot] = "the frames as the video decodes, stored as PNG"
+    return report
+
+
+def _features(mapping: Mapping) -> Any:
+    import tensorflow_datasets as tfds
+
+    tree: dict[str, Any] = {}
+    for entry in mapping.entries:
+        keys = entry.keys if entry.how == "episode" else ("steps", *entry.keys)
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = _feature(entry)
+    steps = tfds.features.Dataset(tree.pop("steps"))
+    return tfds.features.FeaturesDict({"steps": steps, **tree})
+
+
+def _feature(entry: Entry) -> Any:
+    import tensorflow_datasets as tfds
+
+    kinds = tfds.features
+    shape = tuple(None if size < 0 else size for size in entry.shape)
+    if entry.how in ("picture", "depth"):
+        size = shape or (None, None, 1 if entry.how == "depth" else 3)
+        dtype = np.dtype(entry.dtype)
+        return kinds.Image(shape=size, dtype=dtype, encoding_format=entry.encoding or None)
+    if entry.dtype == "string":
+        return kinds.Text()
+    dtype = np.dtype(entry.dtype)
+    if not shape:
+        return kinds.Scalar(dtype=dtype)
+    return kinds.Tensor(shape=shape, dtype=dtype, encoding=entry.encoding or "none")
+
+
+def _example(store: LeRobotStore, mapping: Mapping, episode: int) -> dict[str, Any]:
+    length = store.episodes[episode].length
+    keys = [e.lerobot for e in mapping.entries if e.how not in ("picture", "depth", "episode")]
+    columns = store.trajectory(episode, tuple(keys))
+    example: dict[str, Any] = {}
+    for entry in mapping.entries:
+        if entry.how == "episode":
+            _put(example, entry.keys, _episode_value(store, episode, entry))
+    steps = []
+    for step in range(length):
+        content: dict[str, Any] = {}
+        for entry in mapping.entries:
+            if entry.how != "episode":
+                _put(content, entry.keys, _step_value(store, columns, entry, episode, step))
+        steps.append(content)
+    return {"steps": steps, **example}
+
+
+def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _episode_value(store: LeRobotStore, episode: int, entry: Entry) -> Any:
+    value = store.episodes[episode].extra[entry.lerobot]
+    return value if entry.dtype == "string" else np.asarray(value, entry.dtype)
+
+
+def _step_value(store: LeRobotStore, columns: Any, entry: Entry, episode: int, step: int) -> Any:
+    key = entry.lerobot
+    if entry.how == "depth":
+        units = store.stored_depth(key, episode, step)
+        if units is None:
+            return b""
+        return from_units(units, entry.scale or 1.0, np.dtype(entry.dtype))[..., None]
+    if entry.how == "picture":
+        if store.feature(key).dtype == "image":
+            return store.image_bytes(key, episode, step)
+        return store.rgb(key, episode, step)
+    value = columns[key][step]
+    if entry.how in ("task", "text"):
+        return str(value)
+    if entry.how == "intrinsics":
+        fx, fy, cx, cy = value
+        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], entry.dtype)
+    return np.asarray(value, entry.dtype).reshape(entry.shape)

@@ -1,0 +1,110 @@
+"""One video file of many episodes, written frame by frame."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.lerobot.video import DEPTH_FORMAT
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How frames are compressed.
+
+    Attributes:
+        encoder: FFmpeg's name of the encoder.
+        name: of the format, as `info.json` states it.
+        pixels: pixel format in the file.
+        options: of the encoder; a key frame every second frame makes random access cheap.
+    """
+
+    encoder: str
+    name: str
+    pixels: str
+    options: dict[str, str]
+
+
+CODECS = {
+    "av1": Codec("libsvtav1", "av1", "yuv420p", {"g": "2", "crf": "30", "preset": "8"}),
+    "h264": Codec("libx264", "h264", "yuv420p", {"g": "2", "crf": "23"}),
+}
+DEPTH_CODEC = Codec("ffv1", "ffv1", DEPTH_FORMAT, {"g": "1"})
+"""Lossless, 16 bits, every frame by itself."""
+
+
+class VideoWriter:
+    """A video of a constant rate.
+
+    Args:
+        path: of the file.
+        fps: frames per second.
+        codec: how to compress.
+    """
+
+    def __init__(self, path: Path, fps: float, codec: Codec) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.frames = 0
+        self._codec = codec
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._container = av.open(str(path), "w", format="mp4")
+        self._stream: Any = None
+
+    def write(self, frame: NDArray[Any]) -> None:
+        """Append a picture, (H, W, 3) uint8, or depth, (H, W) uint16.
+
+        Raises:
+            DatasetError: it has another size than those before, or one the codec cannot hold.
+        """
+        height, width = frame.shape[:2]
+        if self._stream is None:
+            if self._codec.pixels == "yuv420p" and (height % 2 or width % 2):
+                raise DatasetError(
+                    f"{self._codec.name} needs an even width and height, got {width} x {height}; "
+                    "keep the pictures as they are (images: keep)"
+                )
+            options = self._codec.options
+            # SVT-AV1 writes its settings to standard error unless told to keep to errors.
+            os.environ.setdefault("SVT_LOG", "1")
+            self._stream = self._container.add_stream(
+                self._codec.encoder, rate=self._rate, options=options
+            )
+            self._stream.width, self._stream.height = width, height
+            self._stream.pix_fmt = self._codec.pixels
+            self._stream.codec_context.thread_count = 1
+        if (height, width) != (self._stream.height, self._stream.width):
+            raise DatasetError(
+                f"{self.path} has pictures of {self._stream.width} x {self._stream.height}, got "
+                f"{width} x {height}; keep the pictures as they are (images: keep)"
+            )
+        picture = av.VideoFrame.from_ndarray(
+            np.ascontiguousarray(frame), format="rgb24" if frame.ndim == 3 else DEPTH_FORMAT
+        )
+        picture.pts, picture.time_base = self.frames, 1 / self._rate
+        self._container.mux(self._stream.encode(picture))
+        self.frames += 1
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk so far; an encoder may hold some back."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def seconds(self) -> float:
+        """Where the next frame will stand."""
+        return float(self.frames / self._rate)
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
