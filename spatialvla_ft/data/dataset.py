@@ -158,7 +158,12 @@ def open_dataset(
         folder = Path(dir_or_index)
     if folder is not None and is_lerobot(folder):
         return open_lerobot(
-            folder, card=_card_of(card, folder), split=split, fast_dct=fast_dct, name=name, **common
+            folder,
+            card=_card_of(card, folder, name or folder.name),
+            split=split,
+            fast_dct=fast_dct,
+            name=name,
+            **common,
         )
     index = _open_index(dir_or_index)
     if index.incomplete:
@@ -174,13 +179,13 @@ def open_dataset(
     return RldsDataset(index, card, episodes=episodes, fast_dct=fast_dct, **common)
 
 
-def _card_of(card: Card | str | Path | None, folder: Path) -> Card | None:
+def _card_of(card: Card | str | Path | None, folder: Path, name: str) -> Card | None:
     """The card given, the folder's own, or None to go by the names of the features."""
     if isinstance(card, Card):
         return card
     if card is None and not (folder / CARD_FILE).exists():
         return None
-    return pick_card(Path(card) if card is not None else folder / CARD_FILE, folder.name)
+    return pick_card(Path(card) if card is not None else folder / CARD_FILE, name)
 
 
 def _open_index(place: str | Path | FrameIndex) -> FrameIndex:
