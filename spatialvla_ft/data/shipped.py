@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import spatialvla_ft
-
 FOLDER = "data_mixtures"
 
 
 def shipped(name: str) -> Path:
     """A file of `data_mixtures/`: inside an installed package, beside it in a checkout."""
-    package = Path(spatialvla_ft.__file__).parent
+    package = Path(__file__).parents[1]
     places = (package / FOLDER / name, package.parent / FOLDER / name)
     return next((place for place in places if place.is_file()), places[0])

@@ -3,66 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ..data.sample import Observation
 from ..sim.card import SLOTS, proprio_of
-from ..sim.pool import Batch, EpisodeResult, SimPool
-from .intervals import wilson_interval
+from ..sim.pool import Batch, SimPool
+from .outcome import ClosedLoop
 from .policies import Policy, View
 
 CAMERA_OF_SLOT = {slot: camera for camera, slot in SLOTS.items()}
 """Camera slots of datasets: names of the simulation's cameras."""
-
-
-@dataclass(frozen=True)
-class ClosedLoop:
-    """Outcome of N episodes.
-
-    Attributes:
-        policy, robot, task: what was evaluated on what.
-        episodes: N.
-        successes: episodes solved; `rate` and its Wilson 95 % `interval` follow.
-        wrong_objects: episodes that ended at a block that was not named.
-        mean_steps: actions per episode.
-        settings: simulation options, and the first seed.
-        results: every episode.
-        traces: {seed: (steps, 7) executed actions} of the first few episodes; the simulation is
-            deterministic, so they replay the episode for a picture.
-    """
-
-    policy: str
-    robot: str
-    task: str
-    episodes: int
-    successes: int
-    wrong_objects: int
-    mean_steps: float
-    settings: dict[str, Any]
-    results: list[EpisodeResult] = field(repr=False)
-    traces: dict[int, list[list[float]]] = field(repr=False)
-
-    @property
-    def rate(self) -> float:
-        """Share of episodes solved."""
-        return self.successes / self.episodes
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of the rate."""
-        return wilson_interval(self.successes, self.episodes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            **asdict(self),
-            "rate": self.rate,
-            "interval": list(self.interval),
-            "wrong_object_rate": self.wrong_objects / self.episodes,
-        }
 
 
 def view_of(batch: Batch, cameras: Sequence[str]) -> View:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spatialvla_ft.viz.run_files import BASELINES, POLICIES, Outcome
+from spatialvla_ft.evaluation.outcome import ClosedLoop
+from spatialvla_ft.viz.run_files import BASELINES, POLICIES
 
 THRESHOLD = 0.5
 RULE = (
@@ -27,7 +28,7 @@ class Gate:
     reasons: tuple[str, ...]
 
 
-def judge(outcomes: Mapping[str, Sequence[Outcome]]) -> Gate:
+def judge(outcomes: Mapping[str, Sequence[ClosedLoop]]) -> Gate:
     """Apply RULE to the adapted policy's first task.
 
     A baseline that is missing, or was evaluated under other conditions, fails the gate: nothing

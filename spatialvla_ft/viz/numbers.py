@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spatialvla_ft.viz.run_files import Outcome
+from spatialvla_ft.evaluation.outcome import ClosedLoop
 
 NBSP = "\u00a0"
 """A space at which no line breaks."""
@@ -14,13 +14,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f}{NBSP}%"
 
 
-def interval(outcome: Outcome) -> str:
+def interval(outcome: ClosedLoop) -> str:
     """Wilson 95 % interval in percent."""
     low, high = outcome.interval
     return f"{percent(low)} to{NBSP}{percent(high)}"
 
 
-def count(outcome: Outcome) -> str:
+def count(outcome: ClosedLoop) -> str:
     """Episodes solved of episodes tried."""
     return f"{outcome.successes} of {outcome.episodes}"
 

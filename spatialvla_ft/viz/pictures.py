@@ -5,24 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from spatialvla_ft.data import open_dataset
+from spatialvla_ft.evaluation.outcome import ClosedLoop
 from spatialvla_ft.sim.worker import WorkerError
 from spatialvla_ft.viz.embed import animation_uri, figure_uri, jpeg_uri, png_uri
 from spatialvla_ft.viz.html import absent, escape, paragraph, picture, row, section
 from spatialvla_ft.viz.point_cloud import plot_point_clouds, two_views
 from spatialvla_ft.viz.replay import Replay, replay_episodes
-from spatialvla_ft.viz.run_files import GRIDS, POLICIES, Outcome, RunFiles, patch_layout
+from spatialvla_ft.viz.run_files import GRIDS, POLICIES, RunFiles, patch_layout
 from spatialvla_ft.viz.sensor_view import plot_view
 
 FILM_FRAMES = 8
 DATASETS = ("data/robot_a_touch/1.0.0", "data/robot_b_touch/1.0.0")
 
 
-def choose_episodes(run: RunFiles) -> list[tuple[str, Outcome, int]]:
+def choose_episodes(run: RunFiles) -> list[tuple[str, ClosedLoop, int]]:
     """(policy, result, seed) to show: a success, the base on the same scene, a failure.
 
     The exported policy if it has traces, else the adapted one.
     """
-    chosen: list[tuple[str, Outcome, int]] = []
+    chosen: list[tuple[str, ClosedLoop, int]] = []
     for name in ("exported", "adapted"):
         for outcome in run.outcomes.get(name, ()):
             good, bad = outcome.traced(success=True), outcome.traced(success=False)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from spatialvla_ft.evaluation.outcome import ClosedLoop
 from spatialvla_ft.sim.worker import Channel, Worker
-from spatialvla_ft.viz.run_files import Outcome
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Replay:
     control_hz: float
 
 
-def replay_episodes(wanted: Sequence[tuple[Outcome, int]], *, size: int = 384) -> list[Replay]:
+def replay_episodes(wanted: Sequence[tuple[ClosedLoop, int]], *, size: int = 384) -> list[Replay]:
     """Replay episodes given as (result, seed); the result must hold the episode's trace.
 
     Args:
@@ -59,7 +59,7 @@ def replay_episodes(wanted: Sequence[tuple[Outcome, int]], *, size: int = 384) -
         return [worker.recv() for _ in wanted]
 
 
-def play(channel: Channel, wanted: Sequence[tuple[Outcome, int]], size: int) -> None:
+def play(channel: Channel, wanted: Sequence[tuple[ClosedLoop, int]], size: int) -> None:
     """The rendering process: sends one Replay per wanted episode."""
     from spatialvla_ft.sim.rendering import Renderer
 
@@ -68,7 +68,7 @@ def play(channel: Channel, wanted: Sequence[tuple[Outcome, int]], size: int) -> 
         channel.send(_play_one(outcome, seed, size, renderer))
 
 
-def _play_one(outcome: Outcome, seed: int, size: int, renderer: object) -> Replay:
+def _play_one(outcome: ClosedLoop, seed: int, size: int, renderer: object) -> Replay:
     from spatialvla_ft.sim.env import TabletopEnv
 
     settings = outcome.settings
@@ -89,12 +89,12 @@ def _play_one(outcome: Outcome, seed: int, size: int, renderer: object) -> Repla
     for action in outcome.traces[seed]:
         success = env.step(np.array(action)).success
         frames.append(env.state_rgb(size, size, camera))
-    recorded = next(result for result in outcome.results if result["seed"] == seed)
+    recorded = next(result for result in outcome.results if result.seed == seed)
     return Replay(
         seed=seed,
         instruction=first.instruction,
         success=success,
-        as_recorded=(success, env.steps) == (recorded["success"], recorded["steps"]),
+        as_recorded=(success, env.steps) == (recorded.success, recorded.steps),
         frames=np.stack(frames),
         image=first.images[camera],
         depth=first.depth[camera],

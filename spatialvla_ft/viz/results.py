@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spatialvla_ft.evaluation.outcome import ClosedLoop
 from spatialvla_ft.sim.tasks import TOUCH_DISTANCE, get_task
 from spatialvla_ft.viz.curves import plot_losses, series
 from spatialvla_ft.viz.embed import figure_uri
 from spatialvla_ft.viz.gate import RULE, judge
 from spatialvla_ft.viz.html import absent, escape, paragraph, picture, section, table
 from spatialvla_ft.viz.numbers import NBSP, count, interval, percent, seconds
-from spatialvla_ft.viz.run_files import BASELINES, POLICIES, TRAININGS, Outcome, RunFiles
+from spatialvla_ft.viz.run_files import BASELINES, POLICIES, TRAININGS, RunFiles
 from spatialvla_ft.viz.success import plot_success
 
 _CLAUSES = {
@@ -70,7 +71,7 @@ def summary(run: RunFiles) -> str:
     )
 
 
-def _difference(outcome: Outcome, adapted: Outcome | None) -> str:
+def _difference(outcome: ClosedLoop, adapted: ClosedLoop | None) -> str:
     same = ("robot", "task", "settings")
     if adapted is None or all(getattr(outcome, k) == getattr(adapted, k) for k in same):
         return ""
@@ -131,7 +132,7 @@ def success(run: RunFiles) -> str:
     )  # fmt: skip
 
 
-def _row(name: str, outcome: Outcome) -> list[str]:
+def _row(name: str, outcome: ClosedLoop) -> list[str]:
     return [
         escape(POLICIES[name]) + (" (baseline)" if name in BASELINES else ""),
         escape(outcome.robot),
@@ -144,7 +145,7 @@ def _row(name: str, outcome: Outcome) -> list[str]:
     ]
 
 
-def _settings(outcomes: Mapping[str, list[Outcome]]) -> str:
+def _settings(outcomes: Mapping[str, list[ClosedLoop]]) -> str:
     """Conditions of every evaluation, said once where they agree."""
     groups: dict[str, list[str]] = {}
     for name, results in outcomes.items():
@@ -256,7 +257,7 @@ def export(run: RunFiles) -> str:
     ]
     pair = [run.outcomes.get(name, [None])[0] for name in ("adapted", "exported")]
     if all(o is not None and o.results for o in pair):
-        ended = [{r["seed"]: (r["success"], r["steps"]) for r in o.results} for o in pair if o]
+        ended = [{r.seed: (r.success, r.steps) for r in o.results} for o in pair if o]
         shared = ended[0].keys() & ended[1].keys()
         same = sum(ended[0][seed] == ended[1][seed] for seed in shared)
         parts.append(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spatialvla_ft.evaluation.intervals import wilson_interval
+from spatialvla_ft.evaluation.outcome import ClosedLoop
 
 POLICIES = {
     "base_on_a": "Base, on its own robot A",
@@ -32,46 +32,6 @@ CONFIG = "export/config.json"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One policy in closed loop on one robot and task.
-
-    Attributes:
-        policy, robot, task: what was evaluated on what.
-        episodes, successes, wrong_objects: counts.
-        mean_steps: actions per episode, solved or not.
-        settings: options of the simulation, and the first seed.
-        results: every episode.
-        traces: {seed: (steps, 7) executed actions} of some episodes.
-    """
-
-    policy: str
-    robot: str
-    task: str
-    episodes: int
-    successes: int
-    wrong_objects: int
-    mean_steps: float
-    settings: dict[str, Any]
-    results: list[dict[str, Any]] = field(repr=False)
-    traces: dict[int, list[list[float]]] = field(repr=False)
-
-    @property
-    def rate(self) -> float:
-        """Share of episodes solved."""
-        return self.successes / self.episodes
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of the rate."""
-        return wilson_interval(self.successes, self.episodes)
-
-    def traced(self, *, success: bool) -> list[int]:
-        """Seeds of the episodes that can be replayed and ended so."""
-        ended = {result["seed"]: result["success"] for result in self.results}
-        return [seed for seed, trace in self.traces.items() if trace and ended[seed] == success]
-
-
-@dataclass(frozen=True)
 class RunFiles:
     """Everything the report is made of.
 
@@ -85,7 +45,7 @@ class RunFiles:
     """
 
     folder: Path
-    outcomes: dict[str, list[Outcome]]
+    outcomes: dict[str, list[ClosedLoop]]
     open_loop: dict[str, dict[str, Any]]
     metrics: dict[str, list[dict[str, Any]]]
     grids: dict[str, Path]
@@ -179,36 +139,18 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _outcomes(path: Path) -> list[Outcome]:
+def _outcomes(path: Path) -> list[ClosedLoop]:
     content = _json(path)
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path} must hold a list of closed-loop results, one per task")
     return [_outcome(path, entry) for entry in content]
 
 
-def _outcome(path: Path, entry: dict[str, Any]) -> Outcome:
+def _outcome(path: Path, entry: dict[str, Any]) -> ClosedLoop:
     try:
-        outcome = Outcome(
-            **{
-                name: entry[name]
-                for name in Outcome.__dataclass_fields__
-                if name not in ("results", "traces")
-            },
-            results=entry.get("results", []),
-            traces={int(seed): trace for seed, trace in entry.get("traces", {}).items()},
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no closed-loop result ({error}); evaluate again") from None
-    counted = sum(bool(result["success"]) for result in outcome.results)
-    if outcome.results and (counted, len(outcome.results)) != (outcome.successes, outcome.episodes):
-        raise ValueError(
-            f"{path} says {outcome.successes} of {outcome.episodes} episodes succeeded, but lists "
-            f"{counted} of {len(outcome.results)}; evaluate again"
-        )
-    untold = set(outcome.traces) - {result["seed"] for result in outcome.results}
-    if untold:
-        raise ValueError(f"{path} has traces of episodes {sorted(untold)} without their results")
-    return outcome
+        return ClosedLoop.from_dict(entry)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

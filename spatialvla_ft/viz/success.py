@@ -9,12 +9,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from spatialvla_ft.evaluation.outcome import ClosedLoop
 from spatialvla_ft.viz.gate import THRESHOLD
 from spatialvla_ft.viz.palette import BLUE, GREEN, GREY, INK, VERMILION, plain
-from spatialvla_ft.viz.run_files import BASELINES, POLICIES, Outcome
+from spatialvla_ft.viz.run_files import BASELINES, POLICIES
 
 
-def plot_success(outcomes: Mapping[str, Sequence[Outcome]]) -> Figure:
+def plot_success(outcomes: Mapping[str, Sequence[ClosedLoop]]) -> Figure:
     """One bar per policy: share of episodes solved, Wilson 95 % interval, counts."""
     rows = [(name, o) for name in POLICIES for o in outcomes.get(name, ())]
     tasks = {o.task for _, o in rows}

@@ -65,7 +65,7 @@ def test_other_conditions_do_not_count(run_dir, change):
 
 def test_counts_that_contradict_the_episodes(run_dir):
     content = result("adapted", 37) | {"successes": 38}
-    with pytest.raises(ValueError, match=r"adapted\.json says 38 of 50 .* lists 37 of 50"):
+    with pytest.raises(ValueError, match=r"adapted\.json: it says 38 of 50 .* lists 37 of 50"):
         verdict(run_dir, adapted=content)
 
 
