@@ -10,6 +10,7 @@ from spatialvla_ft.cli import (
     data_convert,
     data_depth,
     data_index,
+    data_inspect,
     data_record,
     data_stats,
     eval_open_loop,
@@ -41,6 +42,7 @@ app.command("bench")(bench.bench)
 data.command("record")(data_record.record)
 data.command("convert")(data_convert.convert)
 data.command("index")(data_index.index)
+data.command("inspect")(data_inspect.inspect)
 data.command("stats")(data_stats.stats)
 data.command("depth")(data_depth.depth)
 app.add_typer(grids, name="grids")

@@ -32,6 +32,15 @@ class Term:
     width: int
     ops: tuple[Op, ...]
 
+    def __str__(self) -> str:
+        """As a card writes it, without ops."""
+        if self.path is None:
+            return f"{'ones' if self.constant else 'zeros'}({self.width})"
+        start, stop = self.columns.start, self.columns.stop
+        if start is None and stop is None:
+            return self.path
+        return f"{self.path}[{'' if start is None else start}:{'' if stop is None else stop}]"
+
     def evaluate(self, trajectory: Mapping[str, Any], steps: int) -> NDArray[Any]:
         """(T, n) values; a scalar per step becomes 1 wide; as they come, cast by the caller."""
         if self.path is None:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data.cards import load_cards
 from spatialvla_ft.data.dataset import open_dataset
+from spatialvla_ft.data.inspection import draft_for, inspect_dataset
 from spatialvla_ft.sim.card import proprio_of
 from spatialvla_ft.sim.recorder import Plan
 from spatialvla_ft.sim.recording import encode_depth
@@ -133,3 +134,13 @@ def test_existing_data_is_not_overwritten(tmp_path):
     assert result.exit_code != 0
     assert "robot_a_touch" in result.stderr
     assert "not empty" in result.stderr
+
+
+def test_inspection_raises_no_false_alarm(recording):
+    seen = inspect_dataset(recording["path"])
+    assert [f for f in seen.findings if f.severity != "note"] == []
+    assert {f.rule for f in seen.findings} <= {"hardly moves", "changing instruction"}
+    drafted = draft_for(seen.source).to_card()
+    assert drafted.action.terms == seen.card.action.terms
+    for field in ("cameras", "depth", "depth_scale", "intrinsics", "extrinsics", "language"):
+        assert getattr(drafted, field) == getattr(seen.card, field), field

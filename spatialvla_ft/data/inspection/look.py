@@ -1,0 +1,365 @@
+"""A whole look at a dataset: what it holds, its numbers, and every finding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
+
+from spatialvla_ft.actions.spaces import ActionSpace
+from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.dataset import CARD_FILE, _open_index, read_card
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.inspection import (
+    episodes as episode_rules,
+)
+from spatialvla_ft.data.inspection import gripper as gripper_rules
+from spatialvla_ft.data.inspection import motion, rotations
+from spatialvla_ft.data.inspection.draft import Draft, draft_card
+from spatialvla_ft.data.inspection.findings import Finding, worst_first
+from spatialvla_ft.data.inspection.series import Series
+from spatialvla_ft.data.inspection.source import Field, RldsSource, Source, read_numbers
+from spatialvla_ft.data.inspection.views import View, view_cameras
+from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
+
+EPISODES = 100
+"""Episodes that are looked at unless another number is asked for."""
+TIME_STAMPS = ("timestamp", "observation.timestamp", "time")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was seen.
+
+    Attributes:
+        source: the dataset itself.
+        card: how it was read.
+        draft: the drafted card, or None where a card was given.
+        split: which split, `num_episodes` and `num_steps` in it.
+        episodes: numbers of the episodes that were looked at.
+        all_lengths: steps of every episode of the split, before the card's drops.
+        action: (N, d) standard actions of those episodes.
+        raw_action: (N', k) the raw columns that the action is made of, by key.
+        space: what the action's columns mean.
+        q01, q99: (d,) of those actions.
+        measured_hz: from time stamps, where there are any.
+        words: instruction -> number of episodes that say it first.
+        views: what each camera shows.
+        findings: worst first.
+    """
+
+    source: Source
+    card: Card
+    draft: Draft | None
+    split: str
+    num_episodes: int
+    num_steps: int
+    episodes: tuple[int, ...]
+    all_lengths: Int64[np.ndarray, " n"]
+    action: Series
+    raw_action: dict[str, Series]
+    space: ActionSpace
+    q01: Float64[np.ndarray, " d"]
+    q99: Float64[np.ndarray, " d"]
+    measured_hz: float | None
+    words: Counter[str]
+    views: dict[str, View]
+    findings: tuple[Finding, ...]
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+        return f"{self.source.name}/{self.source.version}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; no pictures."""
+        values = self.action.values
+        return {
+            "dataset": self.source.name,
+            "version": self.source.version,
+            "format": self.source.format,
+            "card": "drafted" if self.draft else self.card.name,
+            "split": self.split,
+            "episodes": self.num_episodes,
+            "steps": self.num_steps,
+            "inspected_episodes": len(self.episodes),
+            "episode_lengths": {
+                "min": int(self.all_lengths.min()),
+                "median": float(np.median(self.all_lengths)),
+                "max": int(self.all_lengths.max()),
+            },
+            "control_hz": self.card.control_hz,
+            "measured_hz": self.measured_hz,
+            "features": [field.to_dict() for field in self.source.fields],
+            "cameras": {slot: view.to_dict() for slot, view in self.views.items()},
+            "action": {
+                "names": list(self.space.names),
+                "units": list(self.space.units),
+                "min": _plain(values.min(axis=0)),
+                "q01": _plain(self.q01),
+                "q99": _plain(self.q99),
+                "max": _plain(values.max(axis=0)),
+            },
+            "instructions": dict(self.words.most_common()),
+            "findings": [finding.to_dict() for finding in self.findings],
+            "drafted_card": self.draft.to_yaml() if self.draft else None,
+        }
+
+
+def _plain(values: Float64[np.ndarray, " d"]) -> list[float | None]:
+    """Numbers, None where JSON has none."""
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def open_source(place: str | Path) -> Source:
+    """The raw side of the dataset in a folder."""
+    return RldsSource(_open_index(place))
+
+
+@np.errstate(invalid="ignore")  # NaN and infinity are findings, not warnings
+def inspect_dataset(
+    place: str | Path,
+    *,
+    card: Card | str | Path | None = None,
+    split: str = "train",
+    episodes: int = EPISODES,
+) -> Inspection:
+    """Look at a dataset; without a card, through a drafted one.
+
+    Args:
+        place: version directory of an RLDS dataset, or directory of its index.
+        card: how to read it; a card, a card file, or None for the dataset's own `card.yaml`.
+            Where there is none, one is drafted.
+        split: which split.
+        episodes: how many episodes to look at, evenly spread over the split.
+
+    Raises:
+        DatasetError: no dataset, no such split, or a given card that does not fit.
+    """
+    source = open_source(place)
+    numbers = _spread(source, split, episodes)
+    everything = np.array(source.splits[split], np.int64)
+    lengths = np.asarray(source.episode_lengths)[everything]
+    columns = _numeric_columns(source, numbers)
+    drafted = None
+    if card is None and not (source.folder / CARD_FILE).exists():
+        drafted = draft_card(source, columns)
+        card = drafted.to_card()
+    elif not isinstance(card, Card):
+        card = _read_card(card, source)
+    trajectories = _standardise(source, card, numbers)
+    kept = [i for i, t in enumerate(trajectories) if len(t.action)]
+    if not kept:
+        raise DatasetError(
+            f"none of the {len(numbers)} episodes looked at has a step left after the card's drops"
+        )
+    standard = [trajectories[i] for i in kept]
+    used = [numbers[i] for i in kept]
+    action = Series.join([t.action for t in standard])
+    space = card.action_space_of(action.values.shape[1])
+    views = view_cameras(source, card, standard, used)
+    measured = _measured_rate(columns, source.fps)
+    said = [t.language for t in trajectories]
+    found = [
+        *motion.not_finite(columns, numbers),
+        *_action_findings(card, action, space, standard, used, columns),
+        *episode_rules.short_episodes(
+            np.array([len(t.action) for t in trajectories], np.int64), numbers
+        ),
+        *episode_rules.instructions(said),
+        *episode_rules.control_rate(card.control_hz, measured),
+        *(finding for view in views.values() for finding in view.findings),
+    ]
+    finite = action.values[np.isfinite(action.values).all(axis=1)]
+    q01, q99 = np.quantile(
+        finite if len(finite) else np.zeros((1, space.dim)), [0.01, 0.99], axis=0
+    )
+    firsts = (next((w for w in words or () if w.strip()), "") for words in said)
+    return Inspection(
+        source=source,
+        card=card,
+        draft=drafted,
+        split=split,
+        num_episodes=len(everything),
+        num_steps=int(lengths.sum()),
+        episodes=tuple(used),
+        all_lengths=lengths,
+        action=action,
+        raw_action=_raw_action(card, columns),
+        space=space,
+        q01=q01,
+        q99=q99,
+        measured_hz=measured,
+        words=Counter(firsts),
+        views=views,
+        findings=worst_first(found),
+    )
+
+
+def draft_for(source: Source, *, split: str = "train", episodes: int = EPISODES) -> Draft:
+    """A card drafted from some episodes, whether the dataset brings one or not."""
+    return draft_card(source, _numeric_columns(source, _spread(source, split, episodes)))
+
+
+def _spread(source: Source, split: str, episodes: int) -> list[int]:
+    """Numbers of up to so many episodes with steps, evenly spread over a split."""
+    if episodes < 1:
+        raise DatasetError(f"episodes must be at least 1, got {episodes}")
+    if split not in source.splits:
+        raise DatasetError(f"{source.name} has no split {split!r}; it has {list(source.splits)}")
+    everything = list(source.splits[split])
+    if not everything:
+        raise DatasetError(f"split {split!r} of {source.name} has no episodes")
+    at = np.linspace(0, len(everything) - 1, min(episodes, len(everything))).round().astype(int)
+    numbers = [everything[i] for i in np.unique(at)]
+    return [n for n in numbers if source.episode_lengths[n] > 0] or numbers[:1]
+
+
+def _read_card(card: str | Path | None, source: Source) -> Card:
+    path = Path(card) if card is not None else source.folder / CARD_FILE
+    if isinstance(source, RldsSource):
+        return read_card(path, source.index)
+    raise DatasetError(f"cards of {source.format} datasets are not read here")
+
+
+def _numeric_columns(source: Source, episodes: list[int]) -> dict[str, Series]:
+    """Every column of a few numbers per step."""
+    fields = [field for field in source.fields if field.is_vector]
+    return {f.key: Series.join([read_numbers(source, f, e) for e in episodes]) for f in fields}
+
+
+def _standardise(source: Source, card: Card, episodes: list[int]) -> list[Standardised]:
+    keys = wanted_keys(card)
+    known = {field.key for field in source.fields}
+    if missing := sorted(set(keys) - known):
+        raise DatasetError(
+            f"card {card.name!r} reads {missing}, {source.name} has {sorted(known)}; mend the card"
+        )
+    return [standardise(card, source.trajectory(episode, keys)) for episode in episodes]
+
+
+def _raw_action(card: Card, columns: dict[str, Series]) -> dict[str, Series]:
+    keys = dict.fromkeys(term.path for term in card.action.terms if term.path in columns)
+    return {key: columns[key] for key in keys if key is not None}
+
+
+def _measured_rate(columns: dict[str, Series], fps: float | None) -> float | None:
+    """Hz by the median distance of time stamps, if they are seconds; else what the dataset says."""
+    for key in TIME_STAMPS:
+        if key in columns and columns[key].values.shape[1] == 1 and columns[key].has_next.any():
+            gap = float(np.median(columns[key].changes))
+            if 1e-3 < gap < 60:
+                return 1 / gap
+    return fps
+
+
+def _declared_constant(card: Card, dim: int) -> NDArray[np.bool_]:
+    """(dim,) columns of the action that the card itself sets to a constant."""
+    flags: list[bool] = []
+    for i, term in enumerate(card.action.terms):
+        rest = dim - len(flags) - (len(card.action.terms) - i - 1)
+        width = term.width if term.path is None else _width(term.columns, rest)
+        flags += [term.path is None] * width
+    return np.array((flags + [False] * dim)[:dim])
+
+
+def _width(columns: slice, otherwise: int) -> int:
+    """Columns that a slice takes, where both ends are on one side."""
+    start, stop = columns.start, columns.stop
+    if start is not None and stop is not None and (start < 0) == (stop < 0):
+        return int(stop - start)
+    if start is not None and stop is None and start < 0:
+        return int(-start)
+    return otherwise
+
+
+def _action_findings(
+    card: Card,
+    action: Series,
+    space: ActionSpace,
+    standard: list[Standardised],
+    episodes: list[int],
+    columns: dict[str, Series],
+) -> list[Finding]:
+    """Every rule about the action, and those that compare it with the state."""
+    declared = _declared_constant(card, space.dim)
+    found = motion.not_finite({"action": action}, episodes)
+    if found:
+        return found
+    arm = np.array([group.role != "gripper" for group in space.groups for _ in group.names])
+    skipped = (declared | ~arm).tolist()  # the gripper has a rule of its own
+    found += motion.constant_dimensions(action, space.names, skipped)
+    state = None
+    if card.proprio and all(t.proprio is not None for t in standard):
+        state = Series.join([t.proprio for t in standard if t.proprio is not None])
+    encoding = card.proprio.encoding if card.proprio else None
+    first = 0
+    parts: dict[str, slice] = {}
+    for group in space.groups:
+        where = slice(first, first + group.dim)
+        parts.setdefault(group.role, where)
+        first += group.dim
+        if group.role == "gripper" or declared[where].all():
+            continue
+        values = action.columns(where)
+        same = _same_quantity(state, encoding, group.role, group.dim)
+        found += motion.absolute_or_delta(values, same, group.names, expect_delta=group.delta)
+        if group.role != "translation" and group.unit == "rad":
+            found += rotations.degrees(values, same, group.names, delta=group.delta)
+            found += rotations.wrapped_angles(values, group.names, delta=group.delta)
+    if state is not None and encoding == "POS_EULER" and state.values.shape[1] >= 6:
+        angles = state.columns(slice(3, 6))
+        turns = ("roll", "pitch", "yaw")
+        found += rotations.wrapped_angles(angles, turns, delta=False, where="proprio")
+    lines = {"action.rotation": card.action.rotation.terms if card.action.rotation else []}
+    if encoding == "POS_EULER" and card.proprio:
+        lines["proprio (POS_EULER)"] = card.proprio.terms
+    found += rotations.quaternion_as_euler(columns, lines)
+    gripper = action.columns(parts["gripper"]) if "gripper" in parts else None
+    moving = action.columns(np.flatnonzero(arm & ~declared).tolist())
+    names = [name for name, use in zip(space.names, arm & ~declared, strict=True) if use]
+    units = [unit for unit, use in zip(space.units, arm & ~declared, strict=True) if use]
+    found += motion.hardly_moves(moving, names, units)
+    found += motion.outliers(moving, names, episodes)
+    if names:
+        found += motion.no_ops(moving, gripper, names, space.deltas[arm & ~declared])
+    if gripper is not None:
+        term = card.action.gripper[-1]
+        found += gripper_rules.gripper_range(gripper)
+        found += gripper_rules.gripper_moves(gripper, declared=term.path is None)
+        measured = None
+        if state is not None and encoding in ("POS_EULER", "POS_QUAT", "JOINT"):
+            measured = state.columns([state.values.shape[1] - 1])
+        turned = any(op.name in ("invert", "rel_to_abs") for op in term.ops)
+        found += gripper_rules.gripper_inverted(
+            gripper, measured, source=term.path or "", turned=turned
+        )
+    return found
+
+
+def _same_quantity(
+    state: Series | None, encoding: str | None, role: str, dim: int
+) -> Series | None:
+    """The columns of the proprioception that measure what a group of the action commands."""
+    if state is None:
+        return None
+    columns = {
+        "translation": slice(0, 3) if encoding in ("POS_EULER", "POS_QUAT") else None,
+        "rotation": slice(3, 6) if encoding == "POS_EULER" else None,
+        "joint": slice(0, dim) if encoding in ("JOINT", "JOINT_BIMANUAL") else None,
+    }[role]
+    if (
+        columns is None
+        or state.values.shape[1] < columns.stop
+        or dim != columns.stop - columns.start
+    ):
+        return None
+    return state.columns(columns)
+
+
+__all__ = ["EPISODES", "Field", "Inspection", "inspect_dataset", "open_source"]

@@ -1,0 +1,169 @@
+"""The raw side of a dataset, before any card: which columns and pictures there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+
+from spatialvla_ft.data.decode import decode_depth, decode_rgb
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.rlds.features import Leaf
+from spatialvla_ft.data.rlds.index import FrameIndex
+
+Kind = Literal["picture", "depth", "numbers", "words"]
+BROAD = 256
+"""Numbers per step above which a column is an embedding or the like, not a state."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of a dataset.
+
+    Attributes:
+        key: dotted name, as a card writes it.
+        kind: what it holds.
+        dtype: as the dataset declares it.
+        shape: of one value; -1 where it varies.
+        per: one value per step, or per episode.
+        stored: encoding, e.g. `jpeg`; empty if plain.
+        names: of the dimensions, where the dataset gives them.
+    """
+
+    key: str
+    kind: Kind
+    dtype: str
+    shape: tuple[int, ...]
+    per: Literal["step", "episode"]
+    stored: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Numbers per value; -1 if that varies."""
+        return -1 if -1 in self.shape else int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it may be an action or a state: few numbers per step, not a picture."""
+        return self.kind == "numbers" and self.per == "step" and 0 < self.width <= BROAD
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+
+class Source(Protocol):
+    """Episodes on disk, read without a card."""
+
+    name: str
+    version: str
+    format: str
+    folder: Path
+    fields: tuple[Field, ...]
+    fps: float | None
+
+    @property
+    def splits(self) -> Mapping[str, range]:
+        """Name of a split to its episodes."""
+
+    @property
+    def episode_lengths(self) -> Int64[np.ndarray, " n"]:
+        """Steps of every episode."""
+
+    def trajectory(self, episode: int, keys: tuple[str, ...]) -> Mapping[str, Any]:
+        """Columns of an episode."""
+
+    def value(self, key: str, episode: int, step: int) -> Any:
+        """A column at one step."""
+
+    def rgb(self, key: str, episode: int, step: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """A picture, or None where there is none."""
+
+    def stored_depth(self, key: str, episode: int, step: int) -> NDArray[Any] | None:
+        """(H, W) depth as it is stored, or None where there is none."""
+
+
+class RldsSource:
+    """An RLDS dataset through its frame index."""
+
+    def __init__(self, index: FrameIndex) -> None:
+        self.index = index
+        self.name, self.version, self.format = index.name, index.version, "RLDS"
+        self.folder = index.dataset_dir
+        self.fields = tuple(map(_field, index.leaves.values()))
+        self.fps: float | None = None
+
+    @property
+    def splits(self) -> Mapping[str, range]:
+        """Name of a split to its episodes."""
+        return self.index.splits
+
+    @property
+    def episode_lengths(self) -> Int64[np.ndarray, " n"]:
+        """Steps of every episode."""
+        return self.index.episode_lengths
+
+    def trajectory(self, episode: int, keys: tuple[str, ...]) -> Mapping[str, Any]:
+        """Columns of an episode."""
+        return self.index.trajectory(episode, keys)
+
+    def value(self, key: str, episode: int, step: int) -> Any:
+        """A column at one step."""
+        return self.index.value(key, episode, step)
+
+    def rgb(self, key: str, episode: int, step: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """A picture, or None where the bytes are empty."""
+        if self.index.leaf(key).kind != "image":
+            pixels: np.ndarray = self.index.value(key, episode, step)
+            return pixels
+        data = self.index.image_bytes(episode, step, key)
+        return decode_rgb(data) if data else None
+
+    def stored_depth(self, key: str, episode: int, step: int) -> NDArray[Any] | None:
+        """(H, W) depth as it is stored, or None where the bytes are empty."""
+        leaf = self.index.leaf(key)
+        if leaf.kind != "image":
+            return np.asarray(self.index.value(key, episode, step)).squeeze()
+        data = self.index.image_bytes(episode, step, key)
+        return decode_depth(data, leaf.dtype) if data else None
+
+
+def _field(leaf: Leaf) -> Field:
+    return Field(
+        key=leaf.path,
+        kind=_kind(leaf),
+        dtype="bytes" if leaf.dtype == object else str(leaf.dtype),
+        shape=leaf.shape if not leaf.ragged else (*[-1] * leaf.ragged, *leaf.shape),
+        per=leaf.level,
+        stored="" if leaf.encoding == "none" else leaf.encoding,
+    )
+
+
+def _kind(leaf: Leaf) -> Kind:
+    named = "depth" in leaf.path.lower()
+    if leaf.kind == "image":
+        wide = leaf.dtype in (np.uint16, np.float32)
+        flat = bool(leaf.shape) and leaf.shape[-1] == 1
+        return "depth" if wide or (named and flat) else "picture"
+    if leaf.kind == "bytes":
+        return "words"
+    size = [side for side in leaf.shape if side != 1]
+    if named and len(size) == 2 and min(size) >= 8:
+        return "depth"
+    if leaf.dtype == np.uint8 and len(leaf.shape) == 3 and leaf.shape[-1] == 3:
+        return "picture"
+    return "numbers"
+
+
+def read_numbers(source: Source, field: Field, episode: int) -> NDArray[np.float64]:
+    """(T, width) numbers of a column in an episode."""
+    values = np.asarray(source.trajectory(episode, (field.key,))[field.key])
+    if values.dtype == object:
+        raise DatasetError(f"{field.key!r} of {source.name} holds no plain numbers")
+    return values.astype(np.float64).reshape(len(values), -1)

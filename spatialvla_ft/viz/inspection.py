@@ -1,0 +1,170 @@
+"""The page of `spatialvla-ft data inspect`: one file without any other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from spatialvla_ft.data.inspection import Inspection, facts
+from spatialvla_ft.data.inspection.findings import Finding
+from spatialvla_ft.data.inspection.pictures import field_of_view
+from spatialvla_ft.data.inspection.views import View
+from spatialvla_ft.viz.contact_sheet import contact_sheet
+from spatialvla_ft.viz.embed import figure_uri, jpeg_uri
+from spatialvla_ft.viz.html import escape, page, paragraph, picture, section, table
+from spatialvla_ft.viz.inspection_plots import plot_actions, plot_gripper, plot_lengths
+
+_STYLE = """<style>
+.finding { border-left: 6px solid #8a8f98; background: var(--tint); padding: 9px 16px;
+  margin: 10px 0; }
+.finding.error { border-color: var(--bad); }
+.finding.warning { border-color: #e69f00; }
+.finding p { margin: 2px 0; max-width: none; }
+.finding .kind { font-weight: 600; }
+.finding .cure { color: var(--soft); font-size: 0.94rem; }
+pre { background: var(--tint); padding: 14px 16px; overflow-x: auto; line-height: 1.5; }
+pre code { background: none; padding: 0; overflow-wrap: normal; }
+pre .check { color: var(--bad); font-weight: 600; }
+</style>"""
+
+
+def write_inspection(seen: Inspection, out: Path) -> Path:
+    """Write the page; returns its path."""
+    body = [_findings(seen)]
+    if seen.draft:
+        body.append(_draft(seen.draft.to_yaml()))
+    body += [_cameras(seen), _actions(seen), _gripper(seen), _episodes(seen), _words(seen)]
+    body.append(_as_section(facts.features(seen), "What the dataset holds, before any card."))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lead = paragraph(escape(facts.summary(seen)) + ".", kind="lead") + _verdict(seen.findings)
+    out.write_text(page(seen.name, _STYLE + lead, "".join(body)), encoding="utf-8")
+    return out
+
+
+def _verdict(findings: tuple[Finding, ...]) -> str:
+    counts = Counter(finding.severity for finding in findings)
+    bad = counts["error"] + counts["warning"]
+    parts = [
+        f"{counts[kind]} {kind}{'s' if counts[kind] > 1 else ''}"
+        for kind in ("error", "warning", "note")
+        if counts[kind]
+    ]
+    text = f"<strong>{', '.join(parts)}.</strong>" if parts else "<strong>Nothing smells.</strong>"
+    return paragraph(text, kind="verdict" if bad else "verdict good")
+
+
+def _findings(seen: Inspection) -> str:
+    if not seen.findings:
+        return ""
+    blocks = [
+        f'<div class="finding {f.severity}"><p><span class="kind">{f.severity.capitalize()}: '
+        f"{escape(f.rule)}</span>, {escape(f.where)}</p><p>{_sentence(f.evidence)}</p>"
+        f'<p class="cure">{_sentence(f.cure)}</p></div>'
+        for f in seen.findings
+    ]
+    return section("What smells", *blocks)
+
+
+def _sentence(text: str) -> str:
+    return escape(text[:1].upper() + text[1:]) + "."
+
+
+def _draft(text: str) -> str:
+    marked = escape(text).replace("CHECK", '<span class="check">CHECK</span>')
+    return section(
+        "Drafted card",
+        paragraph(
+            "The dataset brings no card, so this one was guessed from names, shapes and numbers, "
+            "and everything below was read through it. Settle every CHECK, then save it as "
+            "<code>card.yaml</code> beside the dataset (<code>--draft-card</code> writes it)."
+        ),
+        f"<pre><code>{marked}</code></pre>",
+    )
+
+
+def _as_section(content: facts.Table, text: str, *more: str) -> str:
+    title, head, rows = content
+    # Text columns stand left of the numbers.
+    words = 1
+    while words < len(head) and not all(r[words][:1] in "-0123456789" for r in rows if r[words]):
+        words += 1
+    cells = [[escape(cell) for cell in row] for row in rows]
+    return section(title, paragraph(text), table(head, cells, text_columns=words), *more)
+
+
+def _cameras(seen: Inspection) -> str:
+    sheets = [_sheet(slot, view) for slot, view in seen.views.items()]
+    return _as_section(
+        facts.cameras(seen),
+        "By the slots of the card. Rows are episodes, time goes from left to right.",
+        *sheets,
+    )
+
+
+def _sheet(slot: str, view: View) -> str:
+    rows = [(episode, frames) for episode, frames in view.sheet if frames]
+    if not rows or view.size is None:
+        return paragraph(f"{escape(slot)}: no pictures.", kind="missing")
+    width, height = view.size
+    text = f"<strong>{escape(slot)}</strong>, {escape(view.key)}, {width} × {height} pixels. "
+    if view.K is None:
+        text += "No K: the field of view is unknown."
+    else:
+        K = np.asarray(view.K)
+        vertical = field_of_view(K[[1, 0, 2]][:, [1, 0, 2]], height)
+        text += (
+            f"Cross in the first frame: principal point ({K[0, 2]:.1f}, {K[1, 2]:.1f}). Field of "
+            f"view {field_of_view(K, width):.0f}° × {vertical:.0f}°, focal lengths {K[0, 0]:.1f} "
+            f"and {K[1, 1]:.1f} pixels."
+        )
+    sheet = contact_sheet(rows, view.K)
+    return picture(jpeg_uri(sheet), f"Frames of camera {slot}", text)
+
+
+def _actions(seen: Inspection) -> str:
+    figure = plot_actions(seen)
+    drawn = (
+        paragraph("No step is free of NaN and infinity: nothing to draw.", kind="missing")
+        if figure is None
+        else picture(
+            figure_uri(figure),
+            "Histograms of every action dimension",
+            "Blue: the standard action in the robot's units, with q01 and q99. Orange: the same "
+            "as training sees it, clipped to -1 to 1; a bar at the very end is what was clipped.",
+        )
+    )
+    return _as_section(
+        facts.actions(seen),
+        "Standard actions of the episodes looked at, after the card. q01 and q99 bound 98 % of "
+        "the steps; training maps them to -1 and 1 and clips what lies outside.",
+        drawn,
+    )
+
+
+def _gripper(seen: Inspection) -> str:
+    figure = plot_gripper(seen)
+    if figure is None:
+        return ""
+    return _as_section(
+        facts.grippers(seen),
+        "Absolute, 1 = open and 0 = closed. Compare with the pictures above.",
+        picture(
+            figure_uri(figure),
+            "The gripper over time",
+            "Blue: the standard action. Grey, right scale: the raw column it is made of.",
+        ),
+    )
+
+
+def _episodes(seen: Inspection) -> str:
+    return section(
+        "Episodes and rates",
+        paragraph(escape(facts.rates(seen)) + "."),
+        picture(figure_uri(plot_lengths(seen)), "Histogram of episode lengths"),
+    )
+
+
+def _words(seen: Inspection) -> str:
+    return _as_section(facts.words(seen), "How many of the episodes looked at begin with them.")
