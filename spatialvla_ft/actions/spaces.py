@@ -128,11 +128,19 @@ def end_effector_delta(control_hz: float | None = None, frame: str = "base") -> 
     return ActionSpace(_arm("", frame), control_hz)
 
 
+def arms_delta(
+    arms: Mapping[str, bool], control_hz: float | None = None, frame: str = "base"
+) -> ActionSpace:
+    """Arms side by side: {name: whether its hand turns}, each as in `end_effector_delta`."""
+    groups = [group for name, turns in arms.items() for group in _arm(name, frame, rotates=turns)]
+    return ActionSpace(tuple(groups), control_hz)
+
+
 def two_arms_delta(
     control_hz: float | None = None, frame: str = "base", arms: tuple[str, str] = ("left", "right")
 ) -> ActionSpace:
     """Two arms side by side, 14 numbers, each arm as in `end_effector_delta`."""
-    return ActionSpace((*_arm(arms[0], frame), *_arm(arms[1], frame)), control_hz)
+    return arms_delta(dict.fromkeys(arms, True), control_hz, frame)
 
 
 def translation_delta(control_hz: float | None = None, frame: str = "base") -> ActionSpace:

@@ -17,7 +17,13 @@ import pydantic
 from jaxtyping import Float64
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from spatialvla_ft.actions.spaces import ActionGroup, ActionSpace, end_effector_delta
+from spatialvla_ft.actions.spaces import (
+    ActionGroup,
+    ActionSpace,
+    arms_delta,
+    end_effector_delta,
+    translation_delta,
+)
 from spatialvla_ft.data.card_yaml import Located, load_yaml
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.terms import Term, parse_term
@@ -61,24 +67,50 @@ class RotationTerms(_Model):
     terms: list[TermField]
 
 
+class Arm(_Model):
+    """Terms of one of several arms: translation, rotation if its hand turns, gripper 1 = open."""
+
+    translation: list[TermField]
+    rotation: RotationTerms | None = None
+    gripper: list[TermField]
+
+    @property
+    def terms(self) -> list[Term]:
+        """All terms in the order of the action."""
+        return [*self.translation, *(self.rotation or _NO_TERMS).terms, *self.gripper]
+
+
 class Action(_Model):
-    """Terms of the action: translation and rotation, or joints; then the gripper, 1 = open."""
+    """Terms of the action.
+
+    One arm has translation, rotation (unless its hand cannot turn) and gripper, 1 = open; a robot
+    driven by its joints has joints, and a gripper if there is one; several arms stand by name.
+    """
 
     encoding: Literal["EEF_POS", "EEF_R6", "JOINT_POS", "JOINT_POS_BIMANUAL"] = "EEF_POS"
     loadable: bool = True
     translation: list[TermField] | None = None
     rotation: RotationTerms | None = None
     joints: list[TermField] | None = None
-    gripper: list[TermField]
+    gripper: list[TermField] | None = None
+    arms: dict[Slot, Arm] | None = None
     reference: Literal["delta", "absolute"] | None = None
     joint_names: list[str] | None = None
     joint_unit: str = "rad"
 
     @pydantic.model_validator(mode="after")
     def _one_kind(self) -> Action:
-        arm = self.translation is not None and self.rotation is not None
-        if arm == (self.joints is not None):
-            raise ValueError("an action has translation and rotation, or joints")
+        kinds = [k for k in ("translation", "joints", "arms") if getattr(self, k) is not None]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"an action has exactly one of translation, joints and arms, got {kinds or 'none'}"
+            )
+        if self.translation is not None and not self.gripper:
+            raise ValueError("an arm that moves by translation needs its gripper terms")
+        if self.translation is None and self.rotation is not None:
+            raise ValueError("rotation belongs to translation, not to joints or named arms")
+        if self.arms is not None and self.gripper:
+            raise ValueError("each arm of arms has its own gripper; remove action.gripper")
         return self
 
     @property
@@ -89,8 +121,10 @@ class Action(_Model):
     @property
     def terms(self) -> list[Term]:
         """All terms in the order of the action."""
+        if self.arms is not None:
+            return [term for arm in self.arms.values() for term in arm.terms]
         arm = self.joints or [*(self.translation or []), *(self.rotation or _NO_TERMS).terms]
-        return [*arm, *self.gripper]
+        return [*arm, *(self.gripper or [])]
 
 
 _NO_TERMS = RotationTerms(raw="zero", terms=[])
@@ -202,7 +236,8 @@ class Card(_Model):
     @pydantic.model_validator(mode="after")
     def _relabel_fits(self) -> Card:
         action, relabel = self.action, self.relabel
-        whole = relabel is not None and relabel.dims == (0, 6) and action.joints is None
+        one_arm = action.translation is not None and action.rotation is not None
+        whole = relabel is not None and relabel.dims == (0, 6) and one_arm
         if relabel and relabel.rule == "target_minus_current" and (action.is_delta or not whole):
             raise ValueError(
                 "relabel: target_minus_current needs an end-effector action with reference: "
@@ -224,7 +259,7 @@ class Card(_Model):
     def action_space(self) -> ActionSpace:
         """Names, units and frames of the standard action."""
         if self.action.joints is None:
-            space = end_effector_delta(self.control_hz)
+            space = self._hands
             if self.action.is_delta or self.relabel is not None:
                 return space
             groups = tuple(dataclasses.replace(group, delta=False) for group in space.groups)
@@ -233,6 +268,15 @@ class Card(_Model):
             f"card {self.name!r}: the action is in joint space ({self.action.encoding}); "
             "action_space_of(dim) names its joints"
         )
+
+    @property
+    def _hands(self) -> ActionSpace:
+        arms = self.action.arms
+        if arms is not None:
+            turns = {name: arm.rotation is not None for name, arm in arms.items()}
+            return arms_delta(turns, self.control_hz)
+        make = end_effector_delta if self.action.rotation is not None else translation_delta
+        return make(self.control_hz)
 
     def action_space_of(self, dim: int) -> ActionSpace:
         """The action space when the action is `dim` wide; unnamed joints are counted from 1."""

@@ -182,7 +182,9 @@ class SampleDataset(Sequence[Sample]):
         Filters do not apply: statistics are of all steps.
         """
         parts = [self.standardised(episode).action for episode in self.episodes.tolist()]
-        return RawActions(np.concatenate(parts) if parts else np.empty((0, 7), np.float32))
+        return RawActions(
+            np.concatenate(parts) if parts else np.empty((0, self.action_space.dim), np.float32)
+        )
 
     def proprio(self) -> Float32[np.ndarray, "N n"]:
         """Proprioception of all steps of all episodes, without decoding an image.

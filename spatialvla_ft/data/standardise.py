@@ -21,8 +21,8 @@ class Standardised:
     """One trajectory, T steps after the card's drops.
 
     Attributes:
-        action: (T, 7) float32 in the robot's units, the gripper absolute with 1 = open; joints and
-            gripper for a joint-space card.
+        action: (T, dim) float32 in the robot's units, by the card's action space; grippers are
+            absolute with 1 = open.
         proprio: (T, n) float32, or None if the card has none.
         language: what the robot was told at each step, or None if the dataset has no words.
         images: slot -> key of the image.
@@ -82,10 +82,11 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
     columns = {key: raw[key][first:] for key in keys}
     count = max(0, next(iter(lengths.values()), 0) - first)
     action = _join(card, "action", card.action.terms, columns, count)
-    if card.action.joints is None and action.shape[1] != 7:
+    if card.action.joints is None and action.shape[1] != card.action_space.dim:
+        names = card.action_space.names
         raise DatasetError(
-            f"card {card.name!r}: translation 3, rotation 3 and gripper 1 make 7 columns, the "
-            f"terms give {action.shape[1]}; mend the slices"
+            f"card {card.name!r}: {', '.join(names)} make {len(names)} columns, the terms give "
+            f"{action.shape[1]}; mend the slices"
         )
     proprio = None
     if card.proprio:
