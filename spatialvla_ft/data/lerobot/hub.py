@@ -33,14 +33,15 @@ def fetch_dataset(repo_id: str, *, revision: str | None = None) -> Path:
         DatasetError: no such dataset or revision, no access, no answer, or no LeRobot dataset.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     where = f"{repo_id}{f' at {revision}' if revision else ''}"
     try:
         folder = huggingface_hub.snapshot_download(
             repo_id, repo_type="dataset", revision=revision, ignore_patterns=PRIVATE_FILES
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:
+        if not _is_hub(error):
+            raise
         raise DatasetError(
             f"cannot fetch dataset {where} ({type(error).__name__}): check the name and revision, "
             "whether you are logged in (hf auth login) if it is private, and the network"
@@ -78,7 +79,6 @@ def push_dataset(
         DatasetError: no LeRobot dataset, or the Hub refused or did not answer.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     version = read_info(Path(folder)).version
     api = HfApi(token=token)
@@ -96,14 +96,29 @@ def push_dataset(
         )
         if revision is None:
             _tag(api, repo_id, version, commit.oid)
-    except (HfHubHTTPError, OSError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        said = f"status {status}" if status else type(error).__name__
+    except Exception as error:
+        reason = _reason(error)
+        if not _is_hub(reason):
+            raise
+        status = getattr(getattr(reason, "response", None), "status_code", None)
+        said = f"status {status}" if status else type(reason).__name__
         raise DatasetError(
             f"cannot publish {folder} as {repo_id} ({said}): check that you may write there "
             "(hf auth login), and the network; a second try goes on where this one stopped"
         ) from error
     return str(commit.oid)
+
+
+def _reason(error: Exception) -> Exception:
+    """What really happened: an upload in one of several threads fails with a RuntimeError."""
+    inner = error.__cause__
+    return inner if isinstance(error, RuntimeError) and isinstance(inner, Exception) else error
+
+
+def _is_hub(error: Exception) -> bool:
+    """Whether the Hub or the way to it failed: huggingface_hub's HTTP client varies by version."""
+    known = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests")
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in known
 
 
 def _tag(api: object, repo_id: str, version: str, commit: str) -> None:

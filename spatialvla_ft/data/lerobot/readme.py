@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-_HEAD = """---
+FRONT_MATTER = """---
 task_categories:
 - robotics
 tags:
@@ -14,7 +14,10 @@ configs:
 - config_name: default
   data_files: data/*/*.parquet
 ---
+"""
+"""What tells the Hub, and `datasets`, where the data files are."""
 
+_BODY = """
 {episodes} episodes, {frames} steps at {fps} Hz, robot {robot}; LeRobot format {version}.
 
 Depth (`depth.<camera>`) is 16-bit grey FFV1, metres x 10000, 0 = unknown. Per frame,
@@ -29,7 +32,7 @@ camera's pose (OpenCV axes) in the robot's base, a 4 x 4 matrix row by row, metr
 
 def readme(info: dict[str, Any]) -> str:
     """Markdown with the front matter that lets `datasets` find the data files."""
-    return _HEAD.format(
+    return FRONT_MATTER + _BODY.format(
         episodes=info["total_episodes"],
         frames=info["total_frames"],
         fps=info["fps"],
