@@ -5,14 +5,13 @@ TensorFlow is imported inside: use this in a process that has not imported torch
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from spatialvla_ft.data.rlds.write import write_split
 from spatialvla_ft.sim.recording import ACTION_DIM, STATE_DIM, Episode, steps_of
 
 VERSION = "1.0.0"
@@ -91,34 +90,15 @@ def write_rlds(
     The directory is `out/name/VERSION`, which `tfds.builder_from_directory` opens. Episodes are
     stored in the order given.
     """
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    examples = ((number, _example(number, episode)) for number, episode in enumerate(episodes))
-
-    class Recording(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg,misc]
-        """Demonstrations recorded in simulation."""
-
-        # Nothing is downloaded. Looking for checksums, which this avoids, needs the package
-        # importlib_resources, which tfds does not always bring.
-        url_infos: ClassVar[dict[str, Any]] = {}
-
-    # tfds announces itself on standard output, which belongs to the command's report.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder = Recording(
-            name=name,
-            version=VERSION,
-            features=features(cameras, image_size),
-            split_datasets={"train": examples},
-            data_dir=out,
-            description=description,
-            disable_shuffling=True,
-        )
-        builder.download_and_prepare()
-    for left_over in (out / "downloads" / "extracted", out / "downloads"):
-        if left_over.is_dir() and not any(left_over.iterdir()):
-            left_over.rmdir()
-    return Path(builder.data_dir)
+    examples = (_example(number, episode) for number, episode in enumerate(episodes))
+    return write_split(
+        examples,
+        out=out,
+        name=name,
+        version=VERSION,
+        features=features(cameras, image_size),
+        description=description,
+    )
 
 
 def _example(number: int, episode: Episode) -> dict[str, Any]:

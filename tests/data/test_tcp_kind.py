@@ -81,7 +81,7 @@ def test_noise_is_no_path_and_translation_must_not_contradict_rotation():
     rng = np.random.default_rng(0)
     poses, times = path(0)
     noise = poses.copy()
-    noise[:, :3] = [0.5, 0, 0.3] + rng.normal(scale=0.05, size=(len(poses), 3))
+    noise[:, :3] = np.array([0.5, 0, 0.3]) + rng.normal(scale=0.05, size=(len(poses), 3))
     assert tcp_kind(noise, times).kind == "ambiguous"
     mixed = np.concatenate([differences(poses)[:, :3], poses[1:, 3:]], axis=1)
     assert tcp_kind(mixed, times[1:]).kind == "ambiguous"
