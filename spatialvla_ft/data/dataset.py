@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -61,6 +61,7 @@ class RldsDataset(SampleDataset):
         fast_dct: bool,
         window: int = 1,
         forward_kinematics: ForwardKinematics | None = None,
+        cameras: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             RldsStore(index, fast_dct=fast_dct),
@@ -71,6 +72,7 @@ class RldsDataset(SampleDataset):
             depth=depth,
             window=window,
             forward_kinematics=forward_kinematics,
+            cameras=cameras,
         )
 
     @property
@@ -96,6 +98,7 @@ def open_dataset(
     fast_dct: bool = True,
     window: int = 1,
     forward_kinematics: ForwardKinematics | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> RldsDataset: ...
 @overload
 def open_dataset(
@@ -109,6 +112,7 @@ def open_dataset(
     fast_dct: bool = True,
     window: int = 1,
     forward_kinematics: ForwardKinematics | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> RldsDataset | LeRobotDataset: ...
 def open_dataset(
     dir_or_index: str | Path | FrameIndex,
@@ -121,6 +125,7 @@ def open_dataset(
     fast_dct: bool = True,
     window: int = 1,
     forward_kinematics: ForwardKinematics | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> RldsDataset | LeRobotDataset:
     """A split of a dataset as samples; an RLDS dataset is indexed if it is not yet.
 
@@ -138,6 +143,7 @@ def open_dataset(
         window: observed steps per sample, the present one included.
         forward_kinematics: joints to the hand's pose, (T, joints) -> (T, 4, 4); joint actions
             become end-effector deltas then.
+        cameras: slots that are read and decoded, with their depth and K; None for all of the card.
 
     Raises:
         DatasetError: no such split, a stale index, a card that does not fit.
@@ -148,6 +154,7 @@ def open_dataset(
         "depth": depth,
         "window": window,
         "forward_kinematics": forward_kinematics,
+        "cameras": cameras,
     }
     name = None
     if isinstance(dir_or_index, str) and dir_or_index.startswith(HUB):

@@ -166,7 +166,8 @@ def open_mixture(
         root: where datasets lie as `<name>/<version>`, if their part does not say.
         horizon: actions per sample.
         window: observed steps per sample.
-        cameras: slots that every dataset must have, with intrinsics.
+        cameras: slots that every dataset must have, with intrinsics; no others are decoded. None
+            named, all are.
         depth: whether samples must carry the sensor's depth.
         assume_intrinsics: a camera of `oxe_intrinsics.yaml` where a dataset knows none: a guess.
         balance_weights: multiply weights by the number of steps, as the released loaders do.
@@ -254,12 +255,14 @@ def _open(
             )
         card = known[_short(name)]
     dataset = open_dataset(
-        place, card=card, horizon=horizon, split=part.split, window=window, depth=depth
+        place,
+        card=card,
+        horizon=horizon,
+        split=part.split,
+        window=window,
+        depth=depth,
+        cameras=cameras or None,
     )
-    have = dataset.card.cameras or {}
-    absent = [slot for slot in cameras if slot not in have]
-    if absent:
-        raise DatasetError(f"its card has no camera {absent}; it has {sorted(have)}")
     unknown = [slot for slot in cameras if slot not in dataset.card.intrinsics]
     if unknown and camera is None:
         raise DatasetError(

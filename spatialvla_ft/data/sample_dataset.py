@@ -57,6 +57,7 @@ class SampleDataset(Sequence[Sample]):
         depth: whether samples carry depth; None for where the card knows its scale.
         window: observed steps per sample, the present one included.
         forward_kinematics: joints to the hand's pose; joint actions become the hand's then.
+        cameras: slots that are read and decoded; None for all of the card.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class SampleDataset(Sequence[Sample]):
         depth: bool | None,
         window: int = 1,
         forward_kinematics: ForwardKinematics | None = None,
+        cameras: Sequence[str] | None = None,
     ) -> None:
         for name, value in {"horizon": horizon, "window": window}.items():
             if value < 1:
@@ -83,6 +85,7 @@ class SampleDataset(Sequence[Sample]):
         self.window = window
         self.forward_kinematics = forward_kinematics
         self.rows: RowFilter | None = None
+        self.cameras = None if cameras is None else tuple(cameras)
         self.name = store.label
         self._cache: OrderedDict[int, Standardised] = OrderedDict()
         self._check_card()
@@ -113,6 +116,11 @@ class SampleDataset(Sequence[Sample]):
                 store.check_column(source)
         for source in card.extrinsics.values():
             store.check_column(source)
+        absent = sorted(set(self.cameras or ()) - set(cameras))
+        if absent:
+            raise DatasetError(
+                f"{self.name}: its card has no camera {absent}; it has {sorted(cameras)}"
+            )
         unknown = set(self.intrinsics) - set(cameras)
         if unknown:
             raise DatasetError(
@@ -299,6 +307,8 @@ class SampleDataset(Sequence[Sample]):
         step = int(trajectory.steps[row])
         images = {}
         for slot, key in trajectory.images.items():
+            if not self._wanted(slot):
+                continue
             image = self.store.rgb(key, episode, step)
             if image is not None:
                 images[slot] = image
@@ -310,9 +320,14 @@ class SampleDataset(Sequence[Sample]):
             "proprio": None if trajectory.proprio is None else trajectory.proprio[row],
         }
 
+    def _wanted(self, slot: str) -> bool:
+        return self.cameras is None or slot in self.cameras
+
     def _depth(self, episode: int, step: int) -> dict[str, Float32[np.ndarray, "H W"]]:
         depth = {}
         for slot, term in self.card.depth.items():
+            if not self._wanted(slot):
+                continue
             values = self.store.stored_depth(term.path, episode, step)
             if values is not None:
                 depth[slot] = to_metres(values, self.card.depth_scale or 1.0)
@@ -340,6 +355,7 @@ class SampleDataset(Sequence[Sample]):
         return {
             slot: np.asarray(self.store.value(key, episode, step), np.float64).reshape(4, 4)
             for slot, key in self.card.extrinsics.items()
+            if self._wanted(slot)
         }
 
 

@@ -126,6 +126,47 @@ def _cut(array: np.ndarray, box: Box) -> np.ndarray:
     return np.ascontiguousarray(array[rows, box.left : box.left + box.width])
 
 
+def flip(step: Observation) -> Observation:
+    """What is seen in a mirror: pictures, depth and K with left and right exchanged.
+
+    Points that are back-projected from it are mirrored, (x, y, z) to (-x, y, z): a flipped picture
+    is that of a mirrored world, and fx stays positive. Hence what a robot does or feels in it is
+    mirrored too, and neither follows a picture alone (docs/decisions/0011-flips.md).
+
+    Raises:
+        ValueError: the step has actions, proprioception or extrinsics, or K has a skew.
+    """
+    if isinstance(step, Sample):
+        raise ValueError(
+            f"a sample of {step.dataset} has actions, which do not follow a mirrored picture: flip "
+            "its observations, or mirror the robot's frame as docs/decisions/0011-flips.md says"
+        )
+    if step.proprio is not None or step.extrinsics:
+        what = "extrinsics" if step.extrinsics else "proprioception"
+        raise ValueError(
+            f"the observation has {what}, which a mirror turns into no rigid pose: leave it out "
+            "with dataclasses.replace, or mirror the robot's frame"
+        )
+    intrinsics = {}
+    for slot, K in step.intrinsics.items():
+        if K[0, 1] != 0:
+            raise ValueError(f"K of {slot!r} has a skew of {K[0, 1]}, which a flip would negate")
+        intrinsics[slot] = flip_intrinsics(K, step.images[slot].shape[1])
+    return dataclasses.replace(
+        step,
+        images={slot: np.ascontiguousarray(image[:, ::-1]) for slot, image in step.images.items()},
+        depth=_each(step.depth, lambda depth: np.ascontiguousarray(depth[:, ::-1])),
+        intrinsics=intrinsics,
+    )
+
+
+def flip_intrinsics(K: K33, width: int) -> K33:
+    """K of the picture with left and right exchanged: cx becomes width - cx."""
+    mirrored = K.copy()
+    mirrored[0, 2] = width - K[0, 2]
+    return mirrored
+
+
 def random_box(
     generator: np.random.Generator, width: int, height: int, *, area: float = 0.9
 ) -> Box:

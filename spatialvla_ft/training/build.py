@@ -234,6 +234,7 @@ def _open(recipe: Recipe, chunk: int, layout: ObservationLayout) -> Opened:
         "horizon": chunk,
         "window": layout.window,
         "cameras": layout.cameras,
+        "depth": None if data.depth.source == "sensor" else False,
         "assume_intrinsics": data.assume_intrinsics,
     }
     if data.mixture is not None:

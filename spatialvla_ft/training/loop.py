@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from transformers import get_scheduler
 
+from ..data.image_path import fit_step
 from ..data.sample import Sample
 from ..data.sampler import Sampler
 from ..models.lora import save_adapter
@@ -31,13 +32,15 @@ Progress = Callable[[int, dict[str, float]], None]
 
 
 class Frames(Dataset[Sample]):
-    """(dataset, frame, global slot) to a sample, augmented by its slot."""
+    """(dataset, frame, global slot) to a sample of the model's size, augmented by its slot."""
 
     def __init__(self, run: Run) -> None:
         self.datasets = run.datasets
         self.depth = run.depth
         self.augment = run.augment
         self.seed = run.recipe.seed
+        self.size = run.processor.image_size
+        self.path = run.recipe.data.images
 
     def __getitem__(self, place: tuple[int, int, int]) -> Sample:
         """The sample at a frame of a dataset."""
@@ -45,7 +48,9 @@ class Frames(Dataset[Sample]):
         sample = self.datasets[dataset][frame]
         if self.depth is not None:
             sample = self.depth(sample)
-        return sample if self.augment is None else self.augment(sample, slot, self.seed)
+        if self.augment is None:
+            return fit_step(sample, self.size, self.path)
+        return self.augment(sample, slot, self.seed, size=self.size, path=self.path)
 
 
 class StepBatches(BatchSampler):

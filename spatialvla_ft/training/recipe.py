@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..data.image_path import ImagePath
 from ..models.lora import TARGETS
 
 
@@ -93,6 +94,16 @@ class Augmentation(Section):
     saturation: float = Field(0.2, ge=0, lt=1)
     hue: float = Field(0.05, ge=0, le=0.5)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flip(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "flip" in value:
+            raise ValueError(
+                "flip is not offered: actions and proprioception do not follow a mirrored picture "
+                "(docs/decisions/0011-flips.md); remove it"
+            )
+        return value
+
 
 class Depth(Section):
     """Where depth comes from; `depth: sensor` is short for `depth: {source: sensor}`.
@@ -154,6 +165,9 @@ class Data(Section):
     depth: Depth = Field(default_factory=Depth)
     holdout: float = Field(0.05, ge=0, lt=1)
     workers: int = Field(1, ge=0)
+    images: ImagePath = "fast"
+    """How training pictures get to the model's size: `parity` has the released pipeline's pixels,
+    `fast` those of inference, at less cost (see docs/pictures.md)."""
     augment: Augmentation | None = None
 
     @model_validator(mode="after")

@@ -206,3 +206,29 @@ def test_workers_give_the_same_samples(demo, method, monkeypatch):
     with multiprocessing.get_context(method).Pool(1) as pool:
         samples = pool.map(dataset.__getitem__, range(len(dataset)))
     assert [(s.episode, s.step, int(s.images["primary"].sum())) for s in samples] == here
+
+
+def test_only_the_cameras_asked_for_are_decoded(demo, monkeypatch):
+    """Nothing of another camera is read: not its picture, depth, K or pose."""
+    whole = open_dataset(demo, card=None, window=2)
+    wrist = open_dataset(demo, card=None, window=2, cameras=["wrist"])
+    read = []
+    kept = type(wrist.store).rgb
+
+    def rgb(store, key, episode, step):
+        read.append(key)
+        return kept(store, key, episode, step)
+
+    monkeypatch.setattr(type(wrist.store), "rgb", rgb)
+    monkeypatch.setattr(type(wrist.store), "stored_depth", None)
+    sample = wrist[3]
+    assert set(read) == {"observation.image_wrist"}
+    assert sample.depth == {}
+    assert sample.extrinsics == {}
+    assert set(sample.intrinsics) == set(sample.history[0].images) == {"wrist"}
+    monkeypatch.undo()
+    np.testing.assert_array_equal(sample.images["wrist"], whole[3].images["wrist"])
+    with pytest.raises(
+        DatasetError, match=r"its card has no camera \['left'\]; it has \['primary'"
+    ):
+        open_dataset(demo, card=None, cameras=["left"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from spatialvla_ft.actions.spaces import end_effector_delta
-from spatialvla_ft.data.sample import Sample
+from spatialvla_ft.data.image_path import fit_step
+from spatialvla_ft.data.sample import Observation, Sample
 from spatialvla_ft.training.augment import Augment
 
 
@@ -32,39 +35,63 @@ def sample():
 
 def test_the_same_slot_gives_the_same_sample_and_another_another(sample):
     augment = Augment()
-    one, again, other = augment(sample, 7, 0), augment(sample, 7, 0), augment(sample, 8, 0)
+    one, again, other = (augment(sample, slot, 0, size=32) for slot in (7, 7, 8))
     assert np.array_equal(one.images["primary"], again.images["primary"])
     assert not np.array_equal(one.images["primary"], other.images["primary"])
+    seeded = augment(sample, 7, 1, size=32)
+    assert not np.array_equal(one.images["primary"], seeded.images["primary"])
 
 
-def test_depth_and_k_follow_the_crop(sample):
-    cropped = Augment(crop_area=0.5, brightness=0, contrast=0, saturation=0, hue=0)(sample, 3, 1)
+@pytest.mark.parametrize("path", ["parity", "fast"])
+def test_depth_and_k_follow_the_crop(sample, path):
+    """Depth tells the column and row that it was recorded at; K must say the same."""
+    only = Augment(crop_area=0.5, brightness=0, contrast=0, saturation=0, hue=0)
+    cropped = only(sample, 3, 1, size=40, path=path)
+    assert cropped.images["primary"].shape == (40, 40, 3)
     depth = cropped.depth["primary"]
-    left, top = divmod(int(depth[0, 0]), 100)
-    assert depth.shape == cropped.images["primary"].shape[:2]
-    height, width = depth.shape
-    expected = sample.images["primary"][top : top + height, left : left + width]
-    assert np.array_equal(cropped.images["primary"], expected)
-    moved = sample.intrinsics["primary"] - cropped.intrinsics["primary"]
-    assert np.allclose(moved, [[0, 0, left], [0, 0, top], [0, 0, 0]])
-    assert left + top > 0
+    column, row = np.divmod(depth, 100)
+    K, old = cropped.intrinsics["primary"], sample.intrinsics["primary"]
+    centres = np.arange(40) + 0.5
+    u = (centres - K[0, 2]) / K[0, 0] * old[0, 0] + old[0, 2]
+    v = (centres - K[1, 2]) / K[1, 1] * old[1, 1] + old[1, 2]
+    assert np.array_equal(column, np.tile(np.floor(u), (40, 1)))
+    assert np.array_equal(row, np.tile(np.floor(v)[:, None], (1, 40)))
+    assert 0 < u[0] < u[-1] < 64
+    assert u[-1] - u[0] == pytest.approx(64 * 0.5**0.5, rel=0.05)
 
 
 def test_jitter_changes_colours_only(sample):
-    jittered = Augment(crop_area=1.0)(sample, 5, 0)
-    assert not np.array_equal(jittered.images["primary"], sample.images["primary"])
-    assert jittered.depth is sample.depth
-    assert jittered.intrinsics is sample.intrinsics
+    jittered = Augment(crop_area=1.0)(sample, 5, 0, size=48)
+    plain = fit_step(sample, 48, "fast")
+    assert not np.array_equal(jittered.images["primary"], plain.images["primary"])
+    assert np.array_equal(jittered.depth["primary"], plain.depth["primary"])
+    assert np.array_equal(jittered.intrinsics["primary"], plain.intrinsics["primary"])
 
 
-def test_brightness_against_numpy(sample):
+def test_brightness_is_added(sample):
+    square = dataclasses.replace(
+        sample, images={"primary": sample.images["primary"][:, :48]}, depth=None
+    )
     only = Augment(crop_area=1.0, brightness=0.2, contrast=0, saturation=0, hue=0)
-    got = only(sample, 11, 0).images["primary"].astype(float)
-    factor = np.random.default_rng((0, 11)).uniform(0.8, 1.2)
-    expected = np.clip(sample.images["primary"] * factor, 0, 255)
+    got = only(square, 2, 0, size=48).images["primary"].astype(float)
+    added = np.random.default_rng((0, 2)).uniform(-0.2, 0.2)
+    expected = np.clip(square.images["primary"] + 255 * added, 0, 255)
+    assert abs(added) > 0.05
     assert np.abs(got - expected).max() <= 1.0
 
 
+def test_steps_of_a_window_are_varied_alike_and_cameras_on_their_own(sample):
+    image = sample.images["primary"]
+    both = {"primary": image, "wrist": image}
+    past = Observation(images=both, intrinsics={})
+    two = dataclasses.replace(sample, images=both, depth=None, history=(past,))
+    out = Augment()(two, 4, 0, size=32)
+    for camera in both:
+        assert np.array_equal(out.history[0].images[camera], out.images[camera])
+    assert not np.array_equal(out.images["primary"], out.images["wrist"])
+
+
 def test_nothing_asked_nothing_changed(sample):
-    same = Augment(crop_area=1.0, brightness=0, contrast=0, saturation=0, hue=0)(sample, 2, 0)
-    assert np.array_equal(same.images["primary"], sample.images["primary"])
+    none = Augment(crop_area=1.0, brightness=0, contrast=0, saturation=0, hue=0)
+    same = none(sample, 2, 0, size=32)
+    assert np.array_equal(same.images["primary"], fit_step(sample, 32, "fast").images["primary"])

@@ -14,6 +14,8 @@ import torch
 from tiny_world import NAME, MadeUp
 from typer.testing import CliRunner
 
+from spatialvla_ft.data.image_path import fit_step
+from spatialvla_ft.data.sample import Observation
 from spatialvla_ft.depth.cache import DepthCache
 from spatialvla_ft.depth.cached import from_bytes
 from spatialvla_ft.depth.load import DeferredEstimator, DepthSpec, load_depth_estimator
@@ -61,14 +63,20 @@ def test_a_crop_cuts_estimated_depth_with_its_picture(filler):
     """Depth is of the whole picture: the crop of it must be found inside it, where K says."""
     sample = MadeUp(1)[0]
     whole = filler(sample)
-    crop = Augment(0.5, 0, 0, 0, 0)(whole, slot=11, seed=3)
+    crop = Augment(0.5, 0, 0, 0, 0)(whole, slot=11, seed=3, size=32)
     K, moved = sample.intrinsics["primary"], crop.intrinsics["primary"]
-    left, top = (round(K[i, 2] - moved[i, 2]) for i in (0, 1))
+    corner = -moved[:2, 2] / moved[[0, 1], [0, 1]] * K[[0, 1], [0, 1]] + K[:2, 2]
+    left, top = np.round(corner).astype(int)
     assert (left, top) != (0, 0)
-    height, width = crop.images["primary"].shape[:2]
-    inside = (slice(top, top + height), slice(left, left + width))
-    np.testing.assert_array_equal(crop.images["primary"], sample.images["primary"][inside])
-    np.testing.assert_array_equal(crop.depth["primary"], whole.depth["primary"][inside])
+    side = np.round(32 * K[[0, 1], [0, 1]] / moved[[0, 1], [0, 1]]).astype(int)
+    inside = (slice(top, top + side[1]), slice(left, left + side[0]))
+    cut = Observation(
+        images={"primary": sample.images["primary"][inside]},
+        depth={"primary": whole.depth["primary"][inside]},
+    )
+    expected = fit_step(cut, 32, "fast")
+    np.testing.assert_array_equal(crop.images["primary"], expected.images["primary"])
+    np.testing.assert_array_equal(crop.depth["primary"], expected.depth["primary"])
 
 
 def test_what_the_cache_lacks_is_estimated_and_said(filler, caplog):
@@ -121,8 +129,8 @@ def test_training_on_estimated_depth(recipe_of, checkpoint, tmp_path, monkeypatc
     # From here on no network runs: every frame, validation's too, comes from the cache.
     monkeypatch.setattr(DeferredEstimator, "__call__", None)
     sample = Frames(run)[0, 1, 5]
-    recorded = run.datasets[0][1]
-    assert not np.array_equal(sample.depth["primary"], recorded.depth["primary"])
+    assert run.datasets[0][1].depth is None  # a sensor's depth is not even decoded
+    assert sample.depth["primary"].shape == (32, 32)
     batch = run.collate([run.sample(run.heldout[0], 0)])
     assert batch["depth"].shape == (1, 32, 32)
     assert bool((batch["depth"] > 0).all())

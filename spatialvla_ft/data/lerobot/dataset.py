@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ def open_lerobot(
     fast_dct: bool = True,
     window: int = 1,
     forward_kinematics: ForwardKinematics | None = None,
+    cameras: Sequence[str] | None = None,
     name: str | None = None,
 ) -> LeRobotDataset:
     """A split of the LeRobot dataset in a folder; without a card, by the names of its features.
@@ -60,4 +61,5 @@ def open_lerobot(
         depth=depth,
         window=window,
         forward_kinematics=forward_kinematics,
+        cameras=cameras,
     )
