@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from .flatten import drop_auto_maps, write_code
 from .inputs import Inputs
 from .source import find_source, load_source, merge, untie_head, unwrap
 from .stored import VerifyReport, verify_export, write_stored
@@ -168,15 +168,12 @@ def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
 def write_layout(
     model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, folder: Path
 ) -> None:
-    """Write weights, configurations, tokenizer and processor into a new folder."""
+    """Write weights, configurations, tokenizer, processor and code into a new folder."""
     folder.mkdir()
     model.save_pretrained(folder, max_shard_size=SHARD)
     processor.save_pretrained(folder)
-    # `auto_map` names code files that are not in this folder: loading would ask to trust them.
-    for file in folder.glob("*.json"):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.pop("auto_map", None) is not None:
-            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    drop_auto_maps(folder)  # what the base named; this folder's own code follows
+    write_code(folder)
     even_modes(folder)
 
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ..actions.grid import ActionGrid
@@ -158,6 +159,8 @@ class SpatialVLAProcessor(ProcessorMixin):
         image["processor_class"] = type(self).__name__
         _write_json(folder / "preprocessor_config.json", image)
         _write_json(folder / "processor_config.json", self.to_dict())
+        if self._auto_class is not None:  # loaded with trust_remote_code: its code goes along
+            custom_object_save(self, folder)
         return [str(folder / "processor_config.json")]
 
     def __repr__(self) -> str:

@@ -11,65 +11,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_world import BINS, NAME, MadeUp, tiny_inputs, tiny_model, tiny_processor
+from tiny_exports import stored
+from tiny_world import BINS, NAME, MadeUp, tiny_model
 from typer.testing import CliRunner
 
 from spatialvla_ft import SpatialVLAForConditionalGeneration, SpatialVLAProcessor
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.export import checkpoint as checkpoint_module
 from spatialvla_ft.export import export_checkpoint, verify_export
-from spatialvla_ft.export.inputs import random_inputs, recorded_inputs
+from spatialvla_ft.export.flatten import flat_files
+from spatialvla_ft.export.inputs import random_inputs
 from spatialvla_ft.export.stored import STORED_FILE
-from spatialvla_ft.models.lora import attach_lora, fingerprint, save_adapter, spatial_rows
-
-
-def stored(processor, config):
-    return recorded_inputs(MadeUp(), processor, config, count=3)
-
-
-def shaken(model, scale=0.2):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * scale)
-    return model
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
-
-
-@pytest.fixture(scope="module")
-def base(processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model(processor).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(processor, base, tmp_path_factory):
-    """A finished training run: `final` holds an adapter with a module that was trained whole."""
-    folder = tmp_path_factory.mktemp("run")
-    model = SpatialVLAForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-    print_of_base = fingerprint(model)
-    rows = spatial_rows(model)
-    adapted = shaken(attach_lora(model, rank=3, train_whole=("spatial_embed_tokens",)))
-    save_adapter(
-        adapted, processor, rows, folder / "final", base=str(base), base_fingerprint=print_of_base
-    )
-    inputs = tiny_inputs(processor)
-    with torch.no_grad():
-        logits = adapted.eval()(**inputs).logits
-    return folder, inputs, logits
-
-
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exports") / "new"
-    return export_checkpoint(run[0], out, stored)
 
 
 def test_a_run_becomes_a_checkpoint_that_acts_as_the_adapter(run, exported):
@@ -92,6 +44,7 @@ def test_layout(exported):
         "processor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        *flat_files(),
     }
     assert len({file.stat().st_mode for file in exported.out.iterdir()}) == 1
     saved = json.loads((exported.out / "processor_config.json").read_text())
@@ -126,7 +79,8 @@ def test_released_checkpoint_keeps_its_keys_in_bfloat16(golden_checkpoint, golde
     head = "language_model.lm_head.weight"
     assert torch.equal(before[head], after[head])
     for file in done.out.glob("*.json"):
-        assert '"auto_map"' not in file.read_text(), file.name
+        for named in json.loads(file.read_text()).get("auto_map", {}).values():
+            assert (done.out / f"{named.split('.')[0]}.py").is_file(), file.name
     assert json.loads((done.out / "config.json").read_text())["dtype"] == "bfloat16"
 
 

@@ -1,0 +1,97 @@
+"""Load an export where this package is not, and compare its actions with the stored ones.
+
+    python -I tools/check_export_alone.py exports/b
+
+Needs torch, transformers, scipy and pillow, nothing of this repository: the code that lies beside
+the weights is what runs. Where the package is installed all the same, it is made impossible to
+import. Prints a line and exits with code 1 where an action differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+BLOCKED = ("spatialvla_ft", "jaxtyping")
+TOLERANCE = 1e-6
+"""Largest difference of an action, in the robot's units."""
+
+
+class Blocked:
+    """A finder that says that some packages are not installed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """ModuleNotFoundError for a blocked package; None leaves it to other finders."""
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """What was loaded and how its answers compare with the stored ones."""
+    import numpy as np
+    import torch
+    import transformers
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+    with safe_open(str(folder / "golden_outputs.safetensors"), "pt") as opened:
+        stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        keys = json.loads(opened.metadata()["keys"])
+    inputs = {n.removeprefix("inputs."): t for n, t in stored.items() if n.startswith("inputs.")}
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    report: dict[str, Any] = {
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "inputs": len(keys),
+        "config": type(config).__name__,
+    }
+    with tempfile.TemporaryDirectory() as again:
+        for auto, place in (
+            (AutoModel, folder),
+            (AutoModelForImageTextToText, folder),
+            (AutoModel, Path(again)),
+        ):
+            processor = AutoProcessor.from_pretrained(place, trust_remote_code=True)
+            model = auto.from_pretrained(place, trust_remote_code=True, dtype=torch.float32).eval()
+            ids = model.predict_action(inputs)
+            name = auto.__name__ + (" saved again" if place is not folder else "")
+            if keys[0] is None:
+                same = torch.equal(ids, stored["expected.ids"])
+                report[name] = {"ids_equal": same, "actions": 0.0 if same else float("inf")}
+            else:
+                actions = processor.decode_actions(ids, unnorm_key=keys)["actions"]
+                difference = np.abs(np.asarray(actions) - stored["expected.actions"].numpy())
+                report[name] = {
+                    "ids_equal": torch.equal(ids, stored["expected.ids"]),
+                    "actions": float(difference.max()),
+                }
+            if auto is AutoModelForImageTextToText:
+                model.save_pretrained(again)
+                processor.save_pretrained(again)
+    report["same"] = all(
+        r["ids_equal"] and r["actions"] <= TOLERANCE for r in report.values() if isinstance(r, dict)
+    )
+    report["code"] = [type(model).__module__, type(processor).__module__]
+    report["package"] = [name for name in sys.modules if name.split(".")[0] in BLOCKED]
+    return report
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    sys.meta_path.insert(0, Blocked())
+    report = check(folder)
+    print(json.dumps(report))
+    if not report["same"] or report["package"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
