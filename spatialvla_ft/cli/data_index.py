@@ -1,22 +1,42 @@
 """`spatialvla-ft data index`: index an RLDS dataset."""
 
 import json
+import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 
+class BadRecord(StrEnum):
+    """What to do about a record that cannot be read."""
+
+    fail = "fail"
+    skip = "skip"
+
+
 def index(
-    dataset_dir: Annotated[Path, typer.Argument(help="Version directory, e.g. bridge_orig/1.0.0.")],
+    dataset_dir: Annotated[
+        str, typer.Argument(help="Version directory, e.g. bridge_orig/1.0.0, or its URL.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Directory of the index; DATASET_DIR/frame_index.")
     ] = None,
     crc: Annotated[bool, typer.Option(help="Check the CRC of every record.")] = True,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shards to scan at once; as suits the machine.")
+    ] = None,
+    on_bad_record: Annotated[
+        BadRecord, typer.Option(help="Of a damaged record: stop, or leave it out and say so.")
+    ] = BadRecord.fail,
     rebuild: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Index an RLDS dataset, so that any frame can be read at once.
+
+    Shards that were added since are scanned alone; a dataset that changed otherwise is refused
+    until --rebuild.
 
     Example: spatialvla-ft data index data/bridge_orig/1.0.0
     """
@@ -35,13 +55,23 @@ def index(
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("shards", total=None)
+            scanned, start = 0, time.perf_counter()
 
             def advance(done: int, total: int) -> None:
+                nonlocal scanned
+                scanned = done
                 progress.update(task, completed=done, total=total)
 
             found = build_index(
-                dataset_dir, out=out, verify_crc=crc, rebuild=rebuild, progress=advance
+                dataset_dir,
+                out=out,
+                verify_crc=crc,
+                rebuild=rebuild,
+                progress=advance,
+                workers=workers,
+                on_bad_record=on_bad_record.value,
             )
+            seconds = time.perf_counter() - start
     except DatasetError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -53,6 +83,10 @@ def index(
         "splits": {name: len(episodes) for name, episodes in found.splits.items()},
         "images": list(found.image_keys),
         "crc_verified": found.crc_verified,
+        "skipped_episodes": found.num_skipped,
+        "skipped": found.skipped,
+        "scanned_bytes": scanned,
+        "seconds": round(seconds, 3),
     }
     if as_json:
         typer.echo(json.dumps(summary))
@@ -62,3 +96,10 @@ def index(
     typer.echo(f"episodes per split: {splits}")
     typer.echo(f"images of a step: {', '.join(found.image_keys) or 'none'}")
     typer.echo(f"index: {found.path} (CRC {'checked' if found.crc_verified else 'NOT checked'})")
+    if scanned:
+        size = scanned / 2**20
+        typer.echo(f"scanned {size:.0f} MiB in {seconds:.1f} s: {size / seconds:.0f} MiB/s")
+    else:
+        typer.echo("scanned nothing: the index was there")
+    if found.incomplete:
+        typer.echo(f"warning: {found.incomplete}", err=True)

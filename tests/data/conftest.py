@@ -24,7 +24,15 @@ def _run(*args):
 def written(tmp_path_factory):
     """Directory with `<name>/1.0.0` datasets and `dump` of what tfds reads from them."""
     root = tmp_path_factory.mktemp("tfds")
-    _run(root)
+    _run(root, "demo", "zoo")
+    return root
+
+
+@pytest.fixture(scope="session")
+def wild_written(tmp_path_factory):
+    """As `written`, of rare features; the datasets below `array_record` are in that format."""
+    root = tmp_path_factory.mktemp("tfds_wild")
+    _run(root, "wild")
     return root
 
 
@@ -47,10 +55,11 @@ def zoo(written, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def tfds_read(written):
+def tfds_read(request):
     """name, split -> what tfds reads: a list of (raw episode, decoded episode)."""
 
     def read(name, split):
-        return pickle.loads((written / "dump" / name / f"{split}.pickle").read_bytes())
+        root = request.getfixturevalue("wild_written" if name == "wild" else "written")
+        return pickle.loads((root / "dump" / name / f"{split}.pickle").read_bytes())
 
     return read

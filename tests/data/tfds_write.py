@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tfds_wild import UNREAD, WILD, wild_episode
 
 CARD = """\
 schema_version: 1
@@ -271,12 +272,19 @@ def builder(name, features, episode, lengths):
     return type(name.title(), (tfds.core.GeneratorBasedBuilder,), body)
 
 
-def write(name, out):
+KINDS = {}
+"""Builders by name; tfds allows each name once."""
+
+
+def write(name, out, file_format="tfrecord"):
     kinds = {
         "demo": (DEMO, demo_episode, {"train": [5, 3, 8, 1, 6, 4], "val": [3, 2, 4]}),
         "zoo": (ZOO, zoo_episode, {"train": [4, 1, 3]}),
+        "wild": (WILD, wild_episode, {"train": [4, 1, 3], "val": [2]}),
     }
-    made = builder(name, *kinds[name])(data_dir=str(out))
+    if name not in KINDS:
+        KINDS[name] = builder(name, *kinds[name])
+    made = KINDS[name](data_dir=str(out), file_format=file_format)
     config = tfds.download.DownloadConfig(num_shards=3 if name == "demo" else 1)
     made.download_and_prepare(download_config=config)
     if name == "demo":
@@ -299,33 +307,45 @@ def dump(source, out):
         content = []
         skip = skip_images(made.info.features)
         raw = made.as_dataset(split=split, read_config=config, decoders=skip)
-        decoded = made.as_dataset(split=split, read_config=config)
+        unread = skip_unread(made.info.features)
+        decoded = made.as_dataset(split=split, read_config=config, decoders=unread)
         for a, b in zip(raw, decoded, strict=True):
             pair = []
             for episode in (a, b):
                 steps = [plain(step) for step in tfds.as_numpy(episode["steps"])]
-                meta = plain(tfds.as_numpy(episode["episode_metadata"]))
-                pair.append({"steps": steps, "episode_metadata": meta})
+                rest = {k: plain(tfds.as_numpy(v)) for k, v in episode.items() if k != "steps"}
+                pair.append({"steps": steps, **rest})
             content.append(pair)
         with (Path(out) / f"{split}.pickle").open("wb") as file:
             pickle.dump(content, file)
 
 
-def skip_images(features):
-    """Decoders that leave single images encoded."""
-    if isinstance(features, F.Image):
+def skip_images(features, name=""):
+    """Decoders that leave single images, and what tfds cannot read, encoded."""
+    if isinstance(features, F.Image) or name in UNREAD:
         return tfds.decode.SkipDecoding()
     if isinstance(features, F.FeaturesDict):
-        found = {k: skip_images(v) for k, v in features.items()}
+        found = {k: skip_images(v, k) for k, v in features.items()}
         return {k: v for k, v in found.items() if v is not None}
     if isinstance(features, F.Dataset):
         return skip_images(features.feature)
     return None
 
 
+def skip_unread(features):
+    """Decoders for what tfds cannot read itself; None if there is nothing of the kind."""
+    observation = features["steps"].feature["observation"]
+    names = [name for name in UNREAD if name in observation]
+    skip = dict.fromkeys(names, tfds.decode.SkipDecoding())
+    return {"steps": {"observation": skip}} if names else None
+
+
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    for kind in ("demo", "zoo"):
+    for kind in sys.argv[2:]:
+        if kind == "wild":
+            for other in ("wild", "demo"):
+                write(other, root / "array_record", "array_record")
         write(kind, root)
         (root / "dump" / kind).mkdir(parents=True)
         dump(root / kind / "1.0.0", root / "dump" / kind)

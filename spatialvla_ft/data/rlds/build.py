@@ -77,6 +77,12 @@ def write_index(
     """
     leaves = read_features(store)
     info = read_dataset_info(store)
+    if info.file_format == "array_record" and not store.local:
+        raise DatasetError(
+            f"{store.url}: shards in ArrayRecord are read by a library that only knows files of "
+            "this machine; copy the dataset to a disk, or convert it with tfds convert_format "
+            "--out_file_format=tfrecord"
+        )
     shards = shard_table(store, info)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +189,7 @@ def incomplete(meta: dict[str, Any]) -> str:
         if shard["episodes"] != shard["expected"]:
             bad = len(shard.get("bad", []))
             rest = shard["expected"] - shard["episodes"] - bad
-            what = [f"{bad} bad records"] if bad else []
+            what = [f"{bad} bad record{'s' * (bad > 1)}"] if bad else []
             if rest:
                 what.append(f"{rest} episodes from byte {shard['broken'][0]} on")
             parts.append(f"{shard['name']}: {' and '.join(what)}")

@@ -65,14 +65,19 @@ class Leaf:
         return self.ragged + (self.level == "step")
 
     def wire_keys(self) -> dict[str, str]:
-        """Part of the value -> key in the record: `value`, `shape` and `rows<i>`."""
+        """Part of the value -> key in the record: `value`, `shape`, `rows<i>`, `shape_rows<i>`."""
         keys = {"value": self.wire}
         if self.encoded and self.shape.count(-1) > 1:
             keys = {"value": f"{self.wire}/value", "shape": f"{self.wire}/shape"}
         if self.joined < 2:
             return keys
-        rows = {f"rows{i}": f"{self.wire}/ragged_row_lengths_{i}" for i in range(self.joined - 1)}
-        return {part: f"{key}/ragged_flat_values" for part, key in keys.items()} | rows
+        found = {}
+        for part, key in keys.items():
+            found[part] = f"{key}/ragged_flat_values"
+            rows = "rows" if part == "value" else "shape_rows"
+            for i in range(self.joined - 1):
+                found[f"{rows}{i}"] = f"{key}/ragged_row_lengths_{i}"
+        return found
 
 
 def _dtype(name: str, where: str) -> np.dtype[Any]:

@@ -138,11 +138,12 @@ class FrameIndex:
     ) -> None:
         self.path = Path(path)
         try:
-            meta = json.loads((self.path / build.META).read_text())
+            self._meta_text = (self.path / build.META).read_text()
         except FileNotFoundError:
             raise DatasetError(
                 f"{self.path} is no frame index; make one: spatialvla-ft data index DATASET_DIR"
             ) from None
+        meta = json.loads(self._meta_text)
         if dataset_dir is None:
             beside = self.path.name == INDEX_DIR and (self.path.parent / "features.json").exists()
             dataset_dir = self.path.parent if beside else meta["dataset_dir"]
@@ -226,6 +227,10 @@ class FrameIndex:
             return
         self._steps = _Batches(self.path / build.STEPS)
         self._episodes = _Batches(self.path / build.EPISODES)
+        if (self.path / build.META).read_text() != self._meta_text:
+            raise DatasetError(
+                f"the index {self.path} was built anew after it had been opened; open it again"
+            )
         parts = [self._episodes.batch(i) for i in range(len(self._episodes.starts) - 1)]
         names = ("shard", "offset", "length", "first_step", "num_steps")
         self.episode_table: dict[str, NDArray[np.int64]] = {

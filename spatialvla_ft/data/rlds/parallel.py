@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import cast
 
 from spatialvla_ft.data.errors import DatasetError
@@ -14,10 +14,12 @@ from spatialvla_ft.data.rlds.scan import Advance, Report, Task, scan_shard
 from spatialvla_ft.data.rlds.store import LocalStore, Store
 from spatialvla_ft.data.rlds.worker import ScanProcess
 
-BYTES_PER_PROCESS = 512 << 20
-"""A process that has less to scan is not worth its start of about half a second."""
+BYTES_PER_PROCESS = 1 << 30
+"""A process that has less to scan is not worth its start, a second or more of imports."""
 
 REMOTE_SHARDS = 8
+
+Scan = Callable[[Task, Advance], Report]
 
 
 def choose_workers(store: Store, tasks: list[Task], workers: int | None) -> int:
@@ -55,38 +57,49 @@ def scan_shards(
             with told:
                 advance(count)
 
-    if workers == 1:
-        return [scan_shard(store, leaves, task, tell) for task in tasks]
     waiting = iter(enumerate(tasks))
     reports: dict[int, Report] = {}
     errors: dict[int, BaseException] = {}
     turn = threading.Lock()
 
-    def work() -> None:
-        processes = store.local
-        context = ScanProcess(cast(LocalStore, store).folder) if processes else nullcontext()
-        with context as process:
-            scan: Callable[..., Report] = (
-                process.scan
-                if process is not None
-                else lambda task, advance: scan_shard(store, leaves, task, advance)
-            )
-            while True:
-                with turn:  # no new shard after an error; those before it are being scanned
-                    number, task = (-1, None) if errors else next(waiting, (-1, None))
-                if task is None:
-                    return
-                try:
-                    reports[number] = scan(task, tell)
-                except BaseException as error:
-                    errors[number] = error
-                    return
+    def work(scan: Scan) -> None:
+        while True:
+            with turn:  # no new shard after an error; those before it are being scanned
+                number, task = (-1, None) if errors else next(waiting, (-1, None))
+            if task is None:
+                return
+            try:
+                reports[number] = scan(task, tell)
+            except BaseException as error:
+                errors[number] = error
+                return
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    def here(task: Task, advance: Advance) -> Report:
+        return scan_shard(store, leaves, task, advance)
+
+    def elsewhere(process: ScanProcess) -> None:
+        try:
+            if process.wait_until_ready():
+                work(process.scan)
+        except BaseException as error:
+            errors[len(tasks)] = error
+
+    # This process scans too, so that nothing waits for the others to start.
+    with ExitStack() as stack:
+        processes = []
+        if store.local:
+            folder = cast(LocalStore, store).folder
+            processes = [stack.enter_context(ScanProcess(folder)) for _ in range(workers - 1)]
+            threads = [threading.Thread(target=elsewhere, args=(one,)) for one in processes]
+        else:
+            threads = [threading.Thread(target=work, args=(here,)) for _ in range(workers - 1)]
+        for thread in threads:
+            thread.start()
+        work(here)
+        for process in processes:
+            process.cancel_start()
+        for thread in threads:
+            thread.join()
     if errors:
         raise errors[min(errors)]
     return [reports[i] for i in range(len(tasks))]

@@ -1,8 +1,8 @@
 """A process that scans shards: `python -m spatialvla_ft.data.rlds.worker FOLDER`.
 
-Reads a task per line from standard input and answers in lines of JSON: `advance` while it scans,
-then `report` or `error`. A program of its own rather than multiprocessing, since it must not import
-the caller's main module, nor torch.
+Reads a task per line from standard input and answers in lines of JSON: `ready` once, `advance`
+while it scans, then `report` or `error`. A program of its own rather than multiprocessing, since it
+must not import the caller's main module, nor torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,12 +33,46 @@ class ScanProcess:
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         light = {"SPATIALVLA_FT_LIGHT": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._state = threading.Lock()
+        self._ready = self._cancelled = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "spatialvla_ft.data.rlds.worker", str(folder.resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, **light},
+        )
+
+    def wait_until_ready(self) -> bool:
+        """Wait until the process takes tasks; False if `cancel_start` was faster.
+
+        Raises:
+            RuntimeError: the process ended instead.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        with self._state:
+            if self._cancelled:
+                return False
+            self._ready = bool(line)
+        if not line:
+            raise self._ended("was to scan")
+        return True
+
+    def cancel_start(self) -> None:
+        """End the process if it is not ready yet."""
+        with self._state:
+            if not self._ready:
+                self._cancelled = True
+                self._process.kill()
+
+    def _ended(self, what: str) -> RuntimeError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        tail = self._errors.read().decode(errors="replace")[-2000:]
+        return RuntimeError(
+            f"the process that {what} ended with exit code {code}; with workers=1 the scan runs in "
+            f"this process alone. It said:\n{tail}"
         )
 
     def scan(self, task: Task, advance: Advance) -> Report:
@@ -55,13 +90,7 @@ class ScanProcess:
                 raise DatasetError(value)
             else:
                 return Report(**value)
-        code = self._process.wait()
-        self._errors.seek(0)
-        tail = self._errors.read().decode(errors="replace")[-2000:]
-        raise RuntimeError(
-            f"the process that scanned {task.name} ended with exit code {code}; with workers=1 the "
-            f"scan runs in this process. It said:\n{tail}"
-        )
+        raise self._ended(f"scanned {task.name}")
 
     def __enter__(self) -> ScanProcess:
         """The process itself."""
@@ -94,6 +123,7 @@ def main(folder: Path) -> None:
         sys.stdout.write(json.dumps([kind, value]) + "\n")
         sys.stdout.flush()
 
+    say("ready", None)
     for line in sys.stdin:
         task = Task(**json.loads(line))
         try:
