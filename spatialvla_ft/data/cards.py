@@ -62,7 +62,13 @@ class RotationTerms(_Model):
     """Terms that are 3 wide together, and what the raw numbers are."""
 
     raw: Literal[
-        "labelled_euler", "euler_state_diff", "axis_angle", "quat_xyzw", "wrist_angle_only", "zero"
+        "labelled_euler",
+        "euler_state_diff",
+        "axis_angle",
+        "quat_xyzw",
+        "wrist_angle_only",
+        "zero",
+        "rot6d",
     ]
     terms: list[TermField]
 
@@ -111,12 +117,35 @@ class Action(_Model):
             raise ValueError("rotation belongs to translation, not to joints or named arms")
         if self.arms is not None and self.gripper:
             raise ValueError("each arm of arms has its own gripper; remove action.gripper")
+        if self.joints is not None and len(self.gripper or []) > 2:
+            raise ValueError(f"joints drive up to two grippers, got {len(self.gripper or [])}")
+        if self.joints is None and self.encoding.startswith("JOINT"):
+            raise ValueError(f"encoding {self.encoding} goes with joints; a hand has EEF_POS")
+        for rotation in [self.rotation, *(arm.rotation for arm in (self.arms or {}).values())]:
+            if rotation and (self.encoding == "EEF_R6") != (rotation.raw == "rot6d"):
+                raise ValueError(
+                    f"encoding {self.encoding} with a rotation of kind {rotation.raw}; EEF_R6 "
+                    "goes with rot6d, 6 columns, and only with it"
+                )
         return self
 
     @property
     def is_delta(self) -> bool:
         """Whether 0 means no motion; unless the card says, hands move by deltas, joints do not."""
         return self.joints is None if self.reference is None else self.reference == "delta"
+
+    @property
+    def gripper_terms(self) -> list[Term]:
+        """The grippers in the order of the action."""
+        if self.arms is not None:
+            return [term for arm in self.arms.values() for term in arm.gripper]
+        return list(self.gripper or [])
+
+    @property
+    def rotation_terms(self) -> list[Term]:
+        """The rotations in the order of the action."""
+        kinds = [self.rotation, *(arm.rotation for arm in (self.arms or {}).values())]
+        return [term for rotation in kinds if rotation for term in rotation.terms]
 
     @property
     def terms(self) -> list[Term]:
@@ -231,6 +260,11 @@ class Card(_Model):
                 raise ValueError(
                     f"{field} for {sorted(unknown)}, but the cameras are {sorted(have)}"
                 )
+        for rule in self.augment:
+            if not set(rule.swap) <= have or len(set(rule.swap)) < 2:
+                raise ValueError(
+                    f"augment swaps {list(rule.swap)}; it takes two of the cameras {sorted(have)}"
+                )
         return self
 
     @pydantic.model_validator(mode="after")
@@ -260,6 +294,8 @@ class Card(_Model):
         """Names, units and frames of the standard action."""
         if self.action.joints is None:
             space = self._hands
+            if self.action.encoding == "EEF_R6":
+                space = _six_numbers(space)
             if self.action.is_delta or self.relabel is not None:
                 return space
             groups = tuple(dataclasses.replace(group, delta=False) for group in space.groups)
@@ -282,7 +318,8 @@ class Card(_Model):
         """The action space when the action is `dim` wide; unnamed joints are counted from 1."""
         if self.action.joints is None:
             return self.action_space
-        count = dim - bool(self.action.gripper)
+        hands = len(self.action.gripper_terms)
+        count = dim - hands
         names = self.action.joint_names or [f"joint_{i}" for i in range(1, count + 1)]
         if len(names) != count:
             raise DatasetError(
@@ -292,8 +329,23 @@ class Card(_Model):
         arm = ActionGroup(
             "joint", tuple(names), self.action.joint_unit, "joint", delta=self.action.is_delta
         )
-        hand = ActionGroup("gripper", ("gripper",), "1 = open, 0 = closed", "absolute")
-        return ActionSpace((arm, hand) if self.action.gripper else (arm,), self.control_hz)
+        labels = ("left_gripper", "right_gripper") if hands == 2 else ("gripper",) * hands
+        grippers = (
+            ActionGroup("gripper", (label,), "1 = open, 0 = closed", "absolute") for label in labels
+        )
+        return ActionSpace((arm, *grippers), self.control_hz)
+
+
+def _six_numbers(space: ActionSpace) -> ActionSpace:
+    """The rotation as the first two columns of its matrix; the identity is not all zeros."""
+
+    def six(group: ActionGroup) -> ActionGroup:
+        prefix = f"{group.arm}_" if group.arm else ""
+        names = tuple(f"{prefix}r{i}" for i in range(1, 7))
+        return dataclasses.replace(group, names=names, unit="1", delta=False)
+
+    groups = (six(group) if group.role == "rotation" else group for group in space.groups)
+    return dataclasses.replace(space, groups=tuple(groups))
 
 
 def load_cards(path: str | Path) -> dict[str, Card]:

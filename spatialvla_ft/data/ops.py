@@ -111,7 +111,9 @@ def zlib_float32(values: Array, width: int) -> Array:
     """(T, 1) compressed bytes to (T, width) float32; numbers pass (read decoded)."""
     if values.dtype != object and values.dtype.kind != "S":
         return values.astype(np.float32)
-    rows = [np.frombuffer(zlib.decompress(blob), np.float32) for blob in values.ravel()]
+    # NumPy's fixed-width strings lose zeros at their end, which zlib ignores beyond its own.
+    lost = b"\0" * 4 if values.dtype.kind == "S" else b""
+    rows = [np.frombuffer(zlib.decompress(blob + lost), np.float32) for blob in values.ravel()]
     return np.stack(rows).reshape(len(rows), width)
 
 

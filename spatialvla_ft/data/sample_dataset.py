@@ -21,6 +21,7 @@ from spatialvla_ft.data.kinematics import ForwardKinematics, to_end_effector
 from spatialvla_ft.data.sample import Observation, Sample
 from spatialvla_ft.data.standardise import Standardised, standardise, take_rows, wanted_keys
 from spatialvla_ft.data.store import EpisodeStore
+from spatialvla_ft.data.swaps import swap, swapped_slots
 
 logger = logging.getLogger(__name__)
 
@@ -312,11 +313,20 @@ class SampleDataset(Sequence[Sample]):
             image = self.store.rgb(key, episode, step)
             if image is not None:
                 images[slot] = image
+        depth = self._depth(episode, step) if self.depth else None
+        intrinsics = self._intrinsics(episode, step, images)
+        extrinsics = self._extrinsics(episode, step)
+        places = swapped_slots(self.card, self.name, episode)
+        if places and places.keys() <= images.keys():
+            images, intrinsics, extrinsics = (
+                swap(images, places), swap(intrinsics, places), swap(extrinsics, places)
+            )  # fmt: skip
+            depth = None if depth is None else swap(depth, places)
         return {
             "images": images,
-            "depth": self._depth(episode, step) if self.depth else None,
-            "intrinsics": self._intrinsics(episode, step, images),
-            "extrinsics": self._extrinsics(episode, step),
+            "depth": depth,
+            "intrinsics": intrinsics,
+            "extrinsics": extrinsics,
             "proprio": None if trajectory.proprio is None else trajectory.proprio[row],
         }
 

@@ -89,12 +89,13 @@ def _histogram(
 
 
 def plot_gripper(seen: Inspection) -> Figure | None:
-    """Raw column and standard action over time, of a few episodes; None without a gripper."""
-    if not seen.card.action.gripper:
+    """Raw column and standard action of the first gripper over time; None without one."""
+    at = np.flatnonzero(~seen.is_arm)
+    if not len(at):
         return None
-    term = seen.card.action.gripper[-1]
+    term = seen.card.action.gripper_terms[0]
     source = seen.raw_action.get(term.path or "")
-    standard = seen.action.columns([seen.action.values.shape[1] - 1]).episodes()
+    standard = seen.action.columns([int(at[0])]).episodes()
     raw = None if source is None else source.columns(term.columns).episodes()
     low, high = (0.0, 1.0)
     if source is not None:

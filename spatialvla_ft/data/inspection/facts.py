@@ -95,7 +95,7 @@ def actions(seen: Inspection) -> Table:
 def grippers(seen: Inspection) -> Table:
     """What the gripper's numbers look like, raw and standard."""
     rows: list[tuple[str, ...]] = []
-    for term in seen.card.action.gripper:
+    for term in seen.card.action.gripper_terms:
         series = seen.raw_action.get(term.path or "")
         if series is None:
             rows.append((f"{term}, constant by the card", "", ""))
@@ -103,10 +103,11 @@ def grippers(seen: Inspection) -> Table:
         raw = series.values[:, term.columns].ravel()
         ops = ", ".join(op.name for op in term.ops) or "none"
         rows.append((f"raw: {term}", convention(raw), f"ops: {ops}"))
-    if seen.card.action.gripper:
-        standard = seen.action.values[:, -1]
-        is_open = float((standard >= 0.5).mean())
-        rows.append(("standard, 1 = open", convention(standard), f"open in {is_open:.0%}"))
+    for i, (name, kept) in enumerate(zip(seen.space.names, seen.is_arm, strict=True)):
+        if not kept:
+            standard = seen.action.values[:, i]
+            is_open = float((standard >= 0.5).mean())
+            rows.append((f"{name}, 1 = open", convention(standard), f"open in {is_open:.0%}"))
     return "Gripper", ("column", "looks like", ""), rows
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace
@@ -26,6 +26,7 @@ from spatialvla_ft.data.inspection.series import Series
 from spatialvla_ft.data.inspection.source import Field, RldsSource, Source, read_numbers
 from spatialvla_ft.data.inspection.views import View, view_cameras
 from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
+from spatialvla_ft.data.statistics import normalised_dimensions
 
 EPISODES = 100
 """Episodes that are looked at unless another number is asked for."""
@@ -75,6 +76,11 @@ class Inspection:
     def name(self) -> str:
         """Name and version."""
         return f"{self.source.name}/{self.source.version}"
+
+    @property
+    def is_arm(self) -> Bool[np.ndarray, " d"]:
+        """(d,) True for all but grippers."""
+        return normalised_dimensions(self.space)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; no pictures."""
@@ -291,7 +297,7 @@ def _action_findings(
     found = motion.not_finite({"action": action}, episodes)
     if found:
         return found
-    arm = np.array([group.role != "gripper" for group in space.groups for _ in group.names])
+    arm = normalised_dimensions(space)
     skipped = (declared | ~arm).tolist()  # the gripper has a rule of its own
     found += motion.constant_dimensions(action, space.names, skipped)
     state = None
@@ -299,10 +305,8 @@ def _action_findings(
         state = Series.join([t.proprio for t in standard if t.proprio is not None])
     encoding = card.proprio.encoding if card.proprio else None
     first = 0
-    parts: dict[str, slice] = {}
     for group in space.groups:
         where = slice(first, first + group.dim)
-        parts.setdefault(group.role, where)
         first += group.dim
         if group.role == "gripper" or declared[where].all():
             continue
@@ -316,24 +320,25 @@ def _action_findings(
         angles = state.columns(slice(3, 6))
         turns = ("roll", "pitch", "yaw")
         found += rotations.wrapped_angles(angles, turns, delta=False, where="proprio")
-    lines = {"action.rotation": card.action.rotation.terms if card.action.rotation else []}
+    lines = {"action.rotation": card.action.rotation_terms}
     if encoding == "POS_EULER" and card.proprio:
         lines["proprio (POS_EULER)"] = card.proprio.terms
     found += rotations.quaternion_as_euler(columns, lines)
-    gripper = action.columns(parts["gripper"]) if "gripper" in parts else None
     moving = action.columns(np.flatnonzero(arm & ~declared).tolist())
     names = [name for name, use in zip(space.names, arm & ~declared, strict=True) if use]
     units = [unit for unit, use in zip(space.units, arm & ~declared, strict=True) if use]
     found += motion.hardly_moves(moving, names, units)
     found += motion.outliers(moving, names, episodes)
+    hands = action.columns(np.flatnonzero(~arm).tolist()) if not arm.all() else None
     if names:
-        found += motion.no_ops(moving, gripper, names, space.deltas[arm & ~declared])
-    if gripper is not None:
-        term = card.action.gripper[-1]
+        found += motion.no_ops(moving, hands, names, space.deltas[arm & ~declared])
+    terms = card.action.gripper_terms
+    for i, term in enumerate(terms if hands is not None and len(terms) == (~arm).sum() else []):
+        gripper = action.columns([int(np.flatnonzero(~arm)[i])])
         found += gripper_rules.gripper_range(gripper)
         found += gripper_rules.gripper_moves(gripper, declared=term.path is None)
         measured = None
-        if state is not None and encoding in ("POS_EULER", "POS_QUAT", "JOINT"):
+        if len(terms) == 1 and encoding in ("POS_EULER", "POS_QUAT", "JOINT") and state is not None:
             measured = state.columns([state.values.shape[1] - 1])
         turned = any(op.name in ("invert", "rel_to_abs") for op in term.ops)
         found += gripper_rules.gripper_inverted(

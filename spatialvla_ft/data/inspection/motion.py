@@ -195,8 +195,8 @@ def no_ops(
     within = motion_sizes(action, deltas) <= STILL
     still = np.asarray(within.all(axis=1))
     if gripper is not None:
-        switches = np.flatnonzero(gripper.has_next)[np.abs(gripper.changes[:, 0]) > 0.05] + 1
-        still[switches] = False
+        switched = (np.abs(gripper.changes) > 0.05).any(axis=1)
+        still[np.flatnonzero(gripper.has_next)[switched] + 1] = False
     share = float(still.mean())
     if share <= MANY_STILL:
         return []

@@ -17,6 +17,7 @@ from spatialvla_ft.data.inspection.findings import Finding
 from spatialvla_ft.data.inspection.series import Series
 from spatialvla_ft.data.inspection.source import Source
 from spatialvla_ft.data.standardise import Standardised
+from spatialvla_ft.data.statistics import normalised_dimensions
 
 ROWS, COLUMNS = 4, 6
 """Episodes and moments of a contact sheet."""
@@ -118,7 +119,7 @@ def _view(
         )
     found += rules.depth_smells(maps, card.depth_scale or 1.0, slot)
     if first is not None:
-        found += _in_motion(source, key, slot, [standard[i] for i in chosen], episodes, chosen)
+        found += _in_motion(source, card, slot, {episodes[i]: standard[i] for i in chosen.tolist()})
     known = np.concatenate([m[m > 0].ravel() for m in maps]) if maps else np.empty(0)
     reach = tuple(float(v) for v in np.quantile(known, [0.01, 0.99])) if len(known) else None
     return View(key, size, K, depth_key, reach, tuple(sheet), tuple(found))  # type: ignore[arg-type]
@@ -136,25 +137,21 @@ def _intrinsics(
 
 
 def _in_motion(
-    source: Source,
-    key: str,
-    slot: str,
-    standard: list[Standardised],
-    episodes: list[int],
-    chosen: np.ndarray,
+    source: Source, card: Card, slot: str, watched: dict[int, Standardised]
 ) -> list[Finding]:
     """Compare each of some frames with the next: does the picture follow the arm?"""
+    key = (card.cameras or {})[slot].path
     differences: list[NDArray[np.float64]] = []
     speeds: list[NDArray[np.float64]] = []
-    for trajectory in standard:
-        episode = episodes[int(chosen[len(differences)])]
+    for episode, trajectory in watched.items():
+        arm = normalised_dimensions(card.action_space_of(trajectory.action.shape[1]))
         steps = trajectory.steps[: WATCHED + 1]
         frames = [source.rgb(key, episode, int(step)) for step in steps]
         shown = [frame.astype(np.int16) for frame in frames if frame is not None]
         if len(shown) < len(frames) or len({frame.shape for frame in shown}) > 1:
             shown = []
         mean = [float(np.abs(b - a).mean()) for a, b in itertools.pairwise(shown)]
-        size = np.linalg.norm(trajectory.action[: len(mean), :-1].astype(np.float64), axis=1)
+        size = np.linalg.norm(trajectory.action[: len(mean), arm].astype(np.float64), axis=1)
         differences.append(np.array(mean))
         speeds.append(size)
     change, speed = Series.join(differences), Series.join(speeds)
@@ -163,5 +160,5 @@ def _in_motion(
     positive = speed.values[speed.values > 0]
     typical = float(np.median(positive)) if len(positive) else np.inf
     moving = speed.values[:, 0] > 0.25 * typical
-    numbers = [episodes[int(i)] for i in chosen]
-    return rules.frozen(change, moving, slot, numbers) + rules.out_of_step(change, speed, slot)
+    still = rules.frozen(change, moving, slot, list(watched))
+    return still + rules.out_of_step(change, speed, slot)
