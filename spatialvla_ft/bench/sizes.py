@@ -62,6 +62,7 @@ LARGE_ZOE: dict[str, Any] = {
         "reshape_hidden_states": False,
     },
     "backbone_hidden_size": 1024,
+    "neck_hidden_sizes": [256, 512, 1024, 1024],
     "bin_configurations": TINY_ZOE["bin_configurations"],
     "num_patch_transformer_layers": 4,
     "patch_transformer_hidden_size": 128,

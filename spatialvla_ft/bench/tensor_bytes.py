@@ -91,6 +91,11 @@ class TensorBytes(TorchDispatchMode):
             self._by_category[before] -= size
             self._by_category[category] += size
 
+    def reset_peak(self) -> None:
+        """Forget the peaks so far, as `torch.cuda.reset_peak_memory_stats` does."""
+        self.peak, self._peak_sum = self.now, self._sum
+        self._at_peak = self._by_category.copy()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -21,6 +21,7 @@ from spatialvla_ft.cli import (
     grids_fit,
     grids_plot,
     init_base,
+    plan_memory,
     quickstart,
     train,
 )
@@ -37,6 +38,7 @@ app.add_typer(data, name="data")
 app.command("quickstart")(quickstart.quickstart)
 app.command("init-base")(init_base.init_base)
 app.command("train")(train.train)
+app.command("plan-memory")(plan_memory.plan_memory)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 data.command("record")(data_record.record)

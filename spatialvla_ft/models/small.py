@@ -82,6 +82,40 @@ def small_processor(
     )
 
 
+def small_config(
+    processor: SpatialVLAProcessor,
+    *,
+    patch_size: int,
+    vision: dict[str, Any],
+    text: dict[str, Any],
+    **config: Any,
+) -> SpatialVLAConfig:
+    """Configuration of a small model that fits a processor; arguments as in `small_model`."""
+    grid = processor.grid
+    begin = processor.action_tokenizer.begin_id
+    specials = {
+        "pad_token_id": processor.tokenizer.pad_token_id,
+        "bos_token_id": processor.tokenizer.bos_token_id,
+        "eos_token_id": processor.tokenizer.eos_token_id,
+    }
+    return SpatialVLAConfig(
+        vision_config={"image_size": processor.image_size, "patch_size": patch_size, **vision},
+        text_config={
+            "vocab_size": begin + grid.total,
+            "tie_word_embeddings": False,
+            **specials,
+            **text,
+        },
+        image_token_index=processor.image_token_id,
+        action_token_begin_idx=begin,
+        spatial_token_num=grid.total,
+        action_token_counts=list(grid.counts),
+        action_chunk_size=processor.action_chunk_size,
+        **specials,
+        **config,
+    )
+
+
 def small_model(
     processor: SpatialVLAProcessor,
     *,
@@ -101,32 +135,10 @@ def small_model(
         seed: of the random weights.
         **config: further fields of `SpatialVLAConfig`.
     """
-    grid = processor.grid
-    begin = processor.action_tokenizer.begin_id
-    specials = {
-        "pad_token_id": processor.tokenizer.pad_token_id,
-        "bos_token_id": processor.tokenizer.bos_token_id,
-        "eos_token_id": processor.tokenizer.eos_token_id,
-    }
-    full = SpatialVLAConfig(
-        vision_config={"image_size": processor.image_size, "patch_size": patch_size, **vision},
-        text_config={
-            "vocab_size": begin + grid.total,
-            "tie_word_embeddings": False,
-            **specials,
-            **text,
-        },
-        image_token_index=processor.image_token_id,
-        action_token_begin_idx=begin,
-        spatial_token_num=grid.total,
-        action_token_counts=list(grid.counts),
-        action_chunk_size=processor.action_chunk_size,
-        **specials,
-        **config,
-    )
+    full = small_config(processor, patch_size=patch_size, vision=vision, text=text, **config)
     torch.manual_seed(seed)
     model = SpatialVLAForConditionalGeneration(full)
-    table = model.spatial_embed_tokens.weight
+    table, grid = model.spatial_embed_tokens.weight, processor.grid
     with torch.no_grad():
         table.copy_(ordered_table(grid, table.shape[1]))
     return model

@@ -24,6 +24,7 @@ from ..data.sample import Sample
 from ..data.statistics import dataset_statistics, proprio_statistics
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
+from ..models.checkpointing import checkpoint_activations
 from ..models.lora import adapt_to_grid, attach_lora, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
@@ -94,7 +95,7 @@ def build(recipe: Recipe) -> Run:
     if len(set(names)) != len(names):
         raise RecipeError(f"data.datasets name the same dataset twice: {names}")
     layout = _with_proprio(recipe, layout, datasets)
-    overrides = {**recipe.model.overrides, **_observation_fields(layout)}
+    overrides = {**recipe.model.overrides, **observation_fields(layout)}
     statistics = {dataset.name: dataset_statistics(dataset) for dataset in datasets}
     for name, known in statistics.items():
         if known.degenerate.any():
@@ -139,26 +140,9 @@ def build(recipe: Recipe) -> Run:
     _check_depth(recipe, model)
 
     rows = spatial_rows(model)
-    trainable: nn.Module = model
-    if recipe.lora is not None:
-        torch.manual_seed(recipe.seed)  # the adapters' first values
-        trainable = attach_lora(
-            model,
-            rank=recipe.lora.rank,
-            alpha=recipe.lora.alpha,
-            dropout=recipe.lora.dropout,
-            targets=recipe.lora.targets,
-            train_whole=(
-                *recipe.lora.train_whole,
-                *(() if layout.is_released else ("observation_tokens",)),
-            ),
-        )
-    else:
-        freeze = recipe.train.freeze
-        _freeze(model, model.config.frozen_parameters if freeze is None else freeze)
     return Run(
         recipe=recipe,
-        model=trainable,
+        model=trainable_part(recipe, model),
         processor=processor,
         datasets=datasets,
         weights=opened.weights,
@@ -169,6 +153,28 @@ def build(recipe: Recipe) -> Run:
         base_fingerprint=base_fingerprint,
         overrides=overrides,
         depth=_depth(recipe, model, layout.cameras),
+    )
+
+
+def trainable_part(recipe: Recipe, model: SpatialVLAForConditionalGeneration) -> nn.Module:
+    """The model as it is trained: with adapters and the rest frozen, or with `train.freeze`."""
+    if recipe.train.activation_checkpointing:
+        checkpoint_activations(model)
+    if recipe.lora is None:
+        freeze = recipe.train.freeze
+        _freeze(model, model.config.frozen_parameters if freeze is None else freeze)
+        return model
+    torch.manual_seed(recipe.seed)  # the adapters' first values
+    return attach_lora(
+        model,
+        rank=recipe.lora.rank,
+        alpha=recipe.lora.alpha,
+        dropout=recipe.lora.dropout,
+        targets=recipe.lora.targets,
+        train_whole=(
+            *recipe.lora.train_whole,
+            *(("observation_tokens",) if model.config.observes_more else ()),
+        ),
     )
 
 
@@ -216,7 +222,7 @@ def _with_proprio(
     return dataclasses.replace(layout, proprio_dim=next(iter(dims.values())))
 
 
-def _observation_fields(layout: ObservationLayout) -> dict[str, Any]:
+def observation_fields(layout: ObservationLayout) -> dict[str, Any]:
     """Config fields of a layout; none for the released one, so that configs stay as they are."""
     if layout.is_released:
         return {}

@@ -286,7 +286,7 @@ def _identity(run: Run) -> str:
     content["data"].pop("workers")
     for name in ("threads", "log_every", "save_every", "keep_last", "trackers"):
         content["train"].pop(name)
-    for name in ("validate_every", "validate_samples"):
+    for name in ("validate_every", "validate_samples", "activation_checkpointing"):
         content["train"].pop(name)
     content.pop("output")
     if run.depth is not None:

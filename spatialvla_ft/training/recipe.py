@@ -219,6 +219,8 @@ class Train(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["float32", "bf16"] = "float32"
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     freeze: list[str] | None = None
     """Parameter names, or their beginnings, that stay as they are (full training only).
 

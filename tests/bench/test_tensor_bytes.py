@@ -98,6 +98,17 @@ def test_categories_can_be_given_afterwards(square):
     del a, b
 
 
+def test_the_peak_can_be_forgotten(square):
+    with TensorBytes() as count:
+        a = square @ square @ square
+        count.tag("cache", a)
+        count.reset_peak()
+        assert (count.peak, count.at_peak) == (KIB, {"other": KIB, "cache": KIB})
+        b = a * 2
+    assert count.peak == 2 * KIB
+    del b
+
+
 def chain(width=64, depth=4):
     torch.manual_seed(0)
     return nn.Sequential(
