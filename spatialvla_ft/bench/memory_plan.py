@@ -6,6 +6,8 @@ and nothing has to be kept in line with the model by hand.
 
 Not in the count: workspace inside kernels, what the allocator rounds up and fragments, the context
 of a GPU (about half a GiB), NCCL, and the processes that load data. `MARGIN` leaves room for them.
+Kernels are those of the CPU; those of a GPU make the same outputs. On a CPU the process can show
+nearly twice as much resident memory, because the C library keeps freed blocks.
 """
 
 from __future__ import annotations
@@ -206,7 +208,7 @@ def _inputs(
         config,
         recipe.train.batch_size,
         prompt_tokens,
-        depth=recipe.data.depth == "sensor",
+        depth=recipe.data.depth.source != "estimate",
         actions=work == "train",
     )
 

@@ -36,6 +36,9 @@ class TensorBytes(TorchDispatchMode):
     workspace inside a kernel, the allocator's rounding, `UntypedStorage.resize_`, and the memory of
     NumPy arrays.
 
+    One thing counts too much: while operations are watched, autograd sums the gradients of a tensor
+    that is used several times into a new tensor, and otherwise in place.
+
     Args:
         **held: modules, tensors or (nested) collections of them that are alive at entry, by
             category, e.g. `parameters=model`. Older tensors that are not named here count as
