@@ -112,6 +112,14 @@ def test_recomputing_needs_less():
     assert planned(activation_checkpointing=True)[1].peak < 0.8 * planned()[1].peak
 
 
+def test_half_precision_halves_activations_and_adds_copies_of_weights():
+    _, full = planned(batch_size=16)
+    _, half = planned(batch_size=16, precision="bf16")
+    assert half.at_peak["parameters"] == full.at_peak["parameters"]
+    saved = full.at_peak["activations"] - half.at_peak["activations"]
+    assert 0.1 < saved / full.at_peak["activations"] < 0.5
+
+
 def test_the_cache_is_counted():
     """2 (keys, values) x layers x batch x heads x tokens x width x 4 bytes; 128 tokens of room."""
     _, plan = planned(work="predict")
