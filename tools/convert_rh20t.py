@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["SPATIALVLA_FT_LIGHT"] = "1"  # TensorFlow writes here, so torch must stay out
@@ -17,9 +18,10 @@ os.environ["SPATIALVLA_FT_LIGHT"] = "1"  # TensorFlow writes here, so torch must
 import numpy as np
 
 from spatialvla_ft.data.rh20t import convert, layout
-from spatialvla_ft.data.rh20t.episode import Options
+from spatialvla_ft.data.rh20t.episode import Episode, Options
 
 DEFAULT_CAMERAS = ("primary=front", "wrist=wrist")
+REPORT_EVERY = 50
 
 
 def parse() -> argparse.Namespace:
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\ntcp_base.npy:\n{convert.statistic(prepared)}\n")
         kind = args.tcp or convert.decide_tcp_kind(prepared)
         print(f"tcp_base.npy is taken as {kind}" + (" because --tcp says so" if args.tcp else ""))
-        episodes = convert.convert_all(prepared, kind, options, tally)
+        episodes = reported(convert.convert_all(prepared, kind, options, tally), len(prepared))
         path = convert.write_dataset(episodes, out=args.out, name=args.name, options=options)
     for reason, count in tally.skipped.most_common():
         print(f"skipped {count}: {reason}\n  e.g. {tally.examples[reason]}")
@@ -102,6 +104,14 @@ def run(args: argparse.Namespace) -> int:
         f"{millimetres.max():.2f} mm at most"
     )
     return 0
+
+
+def reported(episodes: Iterator[Episode], count: int) -> Iterator[Episode]:
+    """The same episodes, with a line on standard error now and then."""
+    for number, episode in enumerate(episodes, start=1):
+        yield episode
+        if number % REPORT_EVERY == 0:
+            print(f"{number} episodes of at most {count}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_the_dataset_opens_with_its_card(converted):
 
 
 def test_an_ambiguous_stream_stops_the_command_until_it_is_told(tmp_path):
-    write_scene(tmp_path, 3, still=True, depth=False)
+    write_scene(tmp_path, 3, still=True, videos=False)
     tasks = write_tasks(tmp_path)
     args = (tmp_path, "--tasks", tasks, "--out", tmp_path / "out", "--no-depth")
     args += ("--camera", "primary=front")

@@ -177,9 +177,10 @@ def test_what_the_episode_says_of_itself(full):
 
 def test_differences_give_the_same_episode(tmp_path):
     options = Options({"primary": "front"}, depth=False)
+    front = configurations()[3].front
     pair = {}
     for kind in ("absolute", "difference"):
-        truth = write_scene(tmp_path / kind, 3, kind=kind, depth=False)
+        truth = write_scene(tmp_path / kind, 3, kind=kind, depth=False, videos=(front,))
         prepared, episode = load(truth, options, kind)
         assert prepared.verdict.kind == kind
         pair[kind] = episode
@@ -188,7 +189,7 @@ def test_differences_give_the_same_episode(tmp_path):
     for a, b in zip(one.observations, other.observations, strict=True):
         np.testing.assert_allclose(a["state"], b["state"], atol=2e-3)
     with pytest.raises(SkipSceneError, match="disagree"):
-        load(write_scene(tmp_path / "wrong", 3, kind="difference", depth=False), options)
+        load(write_scene(tmp_path / "wrong", 3, kind="difference", videos=False), options)
 
 
 @pytest.mark.parametrize("number", range(1, 8))
@@ -282,6 +283,11 @@ def poison(truth):
         pickle.dump(np.array(Attack(), dtype=object), file)
 
 
+def truncate(truth):
+    path = truth.folder / "transformed" / "tcp_base.npy"
+    path.write_bytes(path.read_bytes()[:-50])
+
+
 def edit(**changes):
     def change(truth):
         path = truth.folder / "metadata.json"
@@ -309,6 +315,9 @@ def pristine(tmp_path_factory):
         (cut_video, "a video is shorter than its timestamps"),
         (gap, "a stream has a gap"),
         (poison, "a .npy file holds more than data"),
+        (truncate, "unreadable .npy"),
+        (lambda truth: (truth.folder / "metadata.json").write_text("{"), "unreadable metadata"),
+        (edit(rating=None), "rated below 2"),
         (edit(finish_time=START + 100), "too short"),
     ],
 )
@@ -338,3 +347,8 @@ def test_options_that_a_scene_cannot_meet(options, reason, pristine):
     with pytest.raises(SkipSceneError) as caught:
         load(pristine[1], options)
     assert caught.value.reason == reason
+
+
+def test_a_rate_must_be_positive():
+    with pytest.raises(ValueError, match="hz: got 0"):
+        Options({"primary": "front"}, hz=0)

@@ -124,3 +124,20 @@ def test_mistakes_are_named():
         tcp_kind(np.zeros((30, 3)), [0, 1, 2])
     with pytest.raises(ValueError, match="must increase"):
         tcp_kind(np.zeros((30, 3)), np.zeros(30))
+
+
+def test_what_no_arm_does_is_no_path():
+    far, times = path(0, origin=(3.0, 0, 0.3))
+    assert tcp_kind(far, times).kind == "ambiguous"
+    near, times = path(0)
+    verdict = tcp_kind(near, times / 50)
+    assert verdict.kind == "ambiguous"
+    assert "too fast" in str(verdict)
+
+
+def test_small_turns_may_be_written_as_almost_a_whole_one():
+    poses, times = path(2)
+    steps = differences(poses)
+    euler = Rotation.from_quat(steps[:, 3:], scalar_first=True).as_euler("xyz") % (2 * np.pi)
+    stream = np.concatenate([steps[:, :3], euler], axis=1)
+    assert tcp_kind(stream, times[1:]).kind == "difference"

@@ -11,7 +11,12 @@ from jaxtyping import Float32, Float64
 
 from spatialvla_ft.data.rh20t import pictures, streams
 from spatialvla_ft.data.rh20t.calibration import Calibration, check_chain, load_calibration
-from spatialvla_ft.data.rh20t.layout import RawScene, SkipSceneError, read_metadata
+from spatialvla_ft.data.rh20t.layout import (
+    RawScene,
+    SkipSceneError,
+    read_metadata,
+    whole_number,
+)
 from spatialvla_ft.data.tcp_kind import TcpVerdict, tcp_kind
 
 TcpKind = Literal["absolute", "difference"]
@@ -37,6 +42,11 @@ class Options:
     gripper: streams.GripperField = "gripper_command"
     max_gap: float = 200.0
 
+    def __post_init__(self) -> None:
+        for name, value in {"hz": self.hz, "max_gap": self.max_gap}.items():
+            if not 0 < value < np.inf:
+                raise ValueError(f"{name}: got {value}; it must be a positive number")
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -53,7 +63,7 @@ class Prepared:
     """
 
     scene: RawScene
-    metadata: Mapping[str, Any]
+    metadata: dict[str, Any]
     instruction: str
     calibration: Calibration
     reference: str
@@ -93,15 +103,14 @@ def prepare(scene: RawScene, tasks: Mapping[str, str], options: Options) -> Prep
     if scene.human:
         raise SkipSceneError("a person's demonstration", scene.folder.name)
     metadata = read_metadata(scene)
-    if metadata.get("rating", -1) < options.min_rating:
-        raise SkipSceneError(
-            f"rated below {options.min_rating}", f"{scene.folder.name}: {metadata.get('rating')}"
-        )
-    if metadata.get("calib", -1) == -1:
+    rating, calib = whole_number(metadata, "rating"), whole_number(metadata, "calib")
+    if rating < options.min_rating:
+        raise SkipSceneError(f"rated below {options.min_rating}", f"{scene.folder.name}: {rating}")
+    if calib == -1:
         raise SkipSceneError("not calibrated (calib: -1)", scene.folder.name)
     if scene.task not in tasks:
         raise SkipSceneError("no instruction for the task", scene.task)
-    folder = scene.folder.parent / "calib" / str(metadata["calib"])
+    folder = scene.folder.parent / "calib" / str(calib)
     calibration = load_calibration(folder, scene.configuration)
     serials = {slot: find_camera(scene, wish) for slot, wish in options.cameras.items()}
     for serial in serials.values():
@@ -183,7 +192,7 @@ def convert_scene(prepared: Prepared, kind: TcpKind, options: Options) -> Episod
     gripper_times, widths = streams.read_gripper(scene, prepared.reference, options.gripper)
     spans = [(times["color"][0], times["color"][-1]) for times in frames.values()]
     spans += [(prepared.times[0], prepared.times[-1]), (gripper_times[0], gripper_times[-1])]
-    finish = int(prepared.metadata.get("finish_time", -1))
+    finish = whole_number(prepared.metadata, "finish_time")
     if finish > 0:
         spans.append((min(first for first, _ in spans), finish))
     at = streams.common_times(spans, options.hz)
@@ -260,7 +269,7 @@ def _add_camera(
 
 def _episode_metadata(prepared: Prepared, serials: Mapping[str, str]) -> dict[str, Any]:
     scene, metadata = prepared.scene, prepared.metadata
-    rating = int(metadata.get("rating", -1))
+    rating = whole_number(metadata, "rating")
     return {
         "folder": scene.folder.name,
         "configuration": scene.configuration.number,
@@ -271,7 +280,7 @@ def _episode_metadata(prepared: Prepared, serials: Mapping[str, str]) -> dict[st
         "scene": scene.scene,
         "rating": rating,
         "success": rating >= 2,
-        "calibration": int(metadata["calib"]),
-        "calib_quality": int(metadata.get("calib_quality", -1)),
+        "calibration": whole_number(metadata, "calib"),
+        "calib_quality": whole_number(metadata, "calib_quality"),
         "cameras": ", ".join(f"{slot}={serial}" for slot, serial in serials.items()),
     }

@@ -100,10 +100,19 @@ def read_metadata(scene: RawScene) -> dict[str, Any]:
     path = scene.folder / "metadata.json"
     if not path.is_file():
         raise SkipSceneError("no metadata.json", scene.folder.name)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SkipSceneError("unreadable metadata.json", f"{path}: {error}") from None
     if not isinstance(content, dict):
-        raise SkipSceneError("metadata.json is no mapping", scene.folder.name)
+        raise SkipSceneError("unreadable metadata.json", f"{path}: no mapping")
     return content
+
+
+def whole_number(metadata: dict[str, Any], key: str) -> int:
+    """An entry of the metadata; -1, the release's own word for unknown, where there is none."""
+    value = metadata.get(key)
+    return -1 if value is None else int(value)
 
 
 def read_tasks(path: Path) -> dict[str, str]:
@@ -118,21 +127,33 @@ def read_tasks(path: Path) -> dict[str, str]:
 
 
 def read_pickled(path: Path) -> Any:
-    """The Python object in a .npy file, without running what a pickle may order."""
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in header:
-            raise SkipSceneError("unreadable .npy", f"{path}: format version {version}")
-        shape, _, dtype = header[version](file)
-        if dtype != np.dtype(object):
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
-        content = _Plain(file).load()
-        return content.item() if shape == () else content
+    """The Python object in a .npy file, without running what a pickle may order.
+
+    Raises:
+        SkipSceneError: the file is broken, or holds more than data.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read_npy(file)
+    except SkipSceneError as error:
+        raise SkipSceneError(error.reason, f"{path}: {error}") from None
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise SkipSceneError("unreadable .npy", f"{path}: {error}") from None
+
+
+def _read_npy(file: BinaryIO) -> Any:
+    version = np.lib.format.read_magic(file)
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read_header(file)
+    if dtype != np.dtype(object):
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+    content = _Plain(file).load()
+    return content.item() if shape == () else content
 
 
 class _Plain(pickle.Unpickler):
@@ -151,5 +172,5 @@ class _Plain(pickle.Unpickler):
         if known or (top == "numpy" and name in self._NUMPY):
             return super().find_class(module, name)
         raise SkipSceneError(
-            "a .npy file holds more than data", f"it asks for {module}.{name}; it was not loaded"
+            "a .npy file holds more than data", f"it asks for {module}.{name} and was not loaded"
         )

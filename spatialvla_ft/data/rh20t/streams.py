@@ -56,8 +56,7 @@ def tcp_cameras(scene: RawScene, name: str) -> tuple[str, ...]:
 def read_tcp(scene: RawScene, name: str, serial: str) -> tuple[Times, Quaternions]:
     """The stream kept under one camera in transformed/tcp.npy or tcp_base.npy."""
     entries = _of_scene(scene, name).get(serial, [])
-    kept = [entry for entry in entries if entry is not None and entry.get("tcp") is not None]
-    kept = [entry for entry in kept if len(entry["tcp"]) == 7]
+    kept = [e for e in entries if e and e.get("tcp") is not None and len(e["tcp"]) == 7]
     return _sorted(
         [entry["timestamp"] for entry in kept],
         [entry["tcp"] for entry in kept],
