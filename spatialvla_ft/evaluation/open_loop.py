@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..actions.normalise import ActionStatistics, normalise
-from ..data.dataset import RldsDataset
+from ..data.sample_dataset import SampleDataset
 from ..data.statistics import normalised_dimensions
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
@@ -50,7 +50,7 @@ class OpenLoop:
 def run_open_loop(
     model: SpatialVLAForConditionalGeneration,
     processor: SpatialVLAProcessor,
-    dataset: RldsDataset,
+    dataset: SampleDataset,
     *,
     unnorm_key: str | None = None,
     frames: int = 256,

@@ -17,7 +17,7 @@ from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
-from ..data.dataset import RldsDataset, holdout
+from ..data.sample_dataset import SampleDataset, holdout
 from ..data.fits import MixtureActions
 from ..data.mixtures import Opened, Part, find_mixture, open_mixture
 from ..data.sample import Sample
@@ -60,9 +60,9 @@ class Run:
     recipe: Recipe
     model: nn.Module
     processor: SpatialVLAProcessor
-    datasets: list[RldsDataset]
+    datasets: list[SampleDataset]
     weights: list[float]
-    heldout: list[RldsDataset]
+    heldout: list[SampleDataset]
     collate: Collator
     augment: Augment | None
     rows: dict[str, Tensor]
@@ -70,7 +70,7 @@ class Run:
     overrides: dict[str, Any]
     depth: SampleDepth | None = None
 
-    def sample(self, dataset: RldsDataset, frame: int) -> Sample:
+    def sample(self, dataset: SampleDataset, frame: int) -> Sample:
         """A sample as recorded, with the depth that this run uses."""
         found = dataset[frame]
         return found if self.depth is None else self.depth(found)
@@ -205,7 +205,7 @@ def _chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:
 
 
 def _with_proprio(
-    recipe: Recipe, layout: ObservationLayout, datasets: Sequence[RldsDataset]
+    recipe: Recipe, layout: ObservationLayout, datasets: Sequence[SampleDataset]
 ) -> ObservationLayout:
     """The layout with as many numbers of proprioception as the data has, if it is wanted."""
     wanted = recipe.data.proprio or (recipe.data.proprio is None and layout.proprio_dim is not None)
@@ -262,8 +262,8 @@ def _open(recipe: Recipe, chunk: int, layout: ObservationLayout) -> Opened:
 
 
 def _divide(
-    dataset: RldsDataset, part: Part, recipe: Recipe
-) -> tuple[RldsDataset, RldsDataset | None]:
+    dataset: SampleDataset, part: Part, recipe: Recipe
+) -> tuple[SampleDataset, SampleDataset | None]:
     """What is trained on, and what is held out."""
     train, held = dataset, None
     if recipe.data.holdout > 0:
@@ -290,7 +290,7 @@ def _known_grid(recipe: Recipe) -> ActionGrid | None:
 
 def _grid(
     recipe: Recipe,
-    datasets: Sequence[RldsDataset],
+    datasets: Sequence[SampleDataset],
     statistics: dict[str, ActionStatistics],
     weights: Sequence[float],
 ) -> ActionGrid | None:
@@ -324,7 +324,7 @@ def _grid(
 
 def _new(
     recipe: Recipe,
-    datasets: Sequence[RldsDataset],
+    datasets: Sequence[SampleDataset],
     grid: ActionGrid,
     overrides: dict[str, Any],
 ) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
@@ -359,7 +359,7 @@ def _load(
     return model, SpatialVLAProcessor.from_pretrained(base)
 
 
-def _intrinsics(datasets: Sequence[RldsDataset], cameras: Sequence[str]) -> dict[str, dict]:
+def _intrinsics(datasets: Sequence[SampleDataset], cameras: Sequence[str]) -> dict[str, dict]:
     """K of the first frame of each dataset's cameras, for `intrinsic_config`."""
     known = {}
     for dataset in datasets:

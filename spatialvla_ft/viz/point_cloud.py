@@ -19,7 +19,7 @@ from spatialvla_ft.depth.usable import usable
 from spatialvla_ft.viz.palette import INK, VERMILION
 
 if TYPE_CHECKING:
-    from spatialvla_ft.data.dataset import RldsDataset
+    from spatialvla_ft.data.sample_dataset import SampleDataset
 
 FRUSTUM_METRES = 0.2
 REACH = 1.6
@@ -70,7 +70,9 @@ def cell_points(
     return points[0].reshape(-1, reso * reso, 3).double().numpy()
 
 
-def two_views(dataset: RldsDataset, *, slot: str = "primary", among: int = 24) -> list[CameraFrame]:
+def two_views(
+    dataset: SampleDataset, *, slot: str = "primary", among: int = 24
+) -> list[CameraFrame]:
     """First frames of the two episodes, of the first few, whose cameras look from most apart."""
     few = dataset.episodes[:among]
     samples = [dataset.subset(few[i : i + 1])[0] for i in range(len(few))]

@@ -97,7 +97,8 @@ class Decoder:
 
     def _seek(self, seconds: float) -> None:
         """Go to the last key frame that is not after `seconds`, looking further back if needed."""
-        back = 0.25 / self.fps
+        # A little after the time asked for, so that a key frame at that time is found itself.
+        back = -0.25 / self.fps
         while True:
             target = max(0, round((seconds - back) / self._base))
             first = self._stream.start_time or 0
@@ -108,7 +109,7 @@ class Decoder:
             late = frame is not None and float(frame.time) > seconds + 0.25 / self.fps
             if not late or target <= first:
                 break
-            back = 4 * back + 1.0
+            back = max(4 * back, 1 / self.fps)
         # The key frame itself is the next to be handed out.
         self._frames = _again(frame, self._frames)
 

@@ -24,8 +24,10 @@ from spatialvla_ft.data.lerobot.video_writer import Codec, VideoWriter
 VERSION = "v3.0"
 CHUNK = 1000
 DATA_MB, VIDEO_MB = 100, 200
-PICTURE_ROWS = 32
-"""Rows of a row group where pictures lie in the data files: what one random picture reads."""
+PICTURE_ROWS = 8
+"""Rows of a row group where pictures lie in the data files: what one random picture reads.
+
+Of 20 KB JPEGs one costs 0.4 ms of CPU with 8 rows, 1.4 with 32, 5.2 with 128, 9.7 with 1000."""
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

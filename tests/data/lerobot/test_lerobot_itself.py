@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from lerobot_write import (
     write,
 )
 
+from spatialvla_ft.data import build_index
+from spatialvla_ft.data.dataset import read_card
+from spatialvla_ft.data.decode import decode_rgb
+from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
 from spatialvla_ft.data.lerobot.info import Feature
 from spatialvla_ft.data.lerobot.video_writer import CODECS, DEPTH_CODEC
 from spatialvla_ft.data.lerobot.writer import LeRobotWriter
@@ -59,6 +64,31 @@ def expected(tolerance):
 def test_the_folder_of_the_reader_tests_is_a_lerobot_dataset(tmp_path):
     report = check(write(tmp_path / "d", "v3.0", depth=True), expected(4.0), tmp_path)
     assert report["frames"] == len(FRAMES)
+
+
+def test_what_the_conversion_writes(written, tmp_path):
+    source = tmp_path / "demo" / "1.0.0"
+    shutil.copytree(written / "demo" / "1.0.0", source)
+    index = build_index(source)
+    card = read_card(source / "card.yaml", index)
+    to_lerobot(index, card, source / "card.yaml", tmp_path / "d")
+    steps = [(e, t) for e, n in enumerate(index.episode_lengths.tolist()) for t in range(n)]
+    wanted = {
+        key: np.stack([index.column(key, e)[t] for e, t in steps])
+        for key in ("action", "observation.state", "reward", "is_last")
+    }
+    wanted["task"] = np.array(
+        [index.column("language_instruction", e)[t].decode() for e, t in steps]
+    )
+    K = np.stack([index.column("observation.intrinsics_front", e)[t] for e, t in steps])
+    wanted["front_camera_intrinsics"] = K[:, [0, 1, 0, 1], [0, 1, 2, 2]]
+    for camera in ("wrist", "front"):
+        key = f"observation.images.{camera}"
+        pictures = [index.image_bytes(e, t, f"observation.image_{camera}") for e, t in steps]
+        wanted[key] = np.stack([decode_rgb(data, fast_dct=False) for data in pictures])
+        wanted[f"{key}:tolerance"] = np.float64(0)
+    report = check(tmp_path / "d", wanted, tmp_path)
+    assert report["frames"] == len(steps)
 
 
 @pytest.mark.parametrize("codec", ["av1", "h264"])

@@ -140,6 +140,17 @@ def test_decoders_stay_open_and_are_few(folders):
     assert decoders.get(videos[0]) is not first
 
 
+def test_a_fork_opens_decoders_of_its_own(folders, monkeypatch):
+    from spatialvla_ft.data.lerobot import video
+
+    path = folders["v3.0"] / "videos/observation.images.front/chunk-000/file-000.mp4"
+    decoders = video.Decoders(10)
+    parents = decoders.get(path)
+    monkeypatch.setattr(video.os, "getpid", lambda: -7)
+    assert decoders.get(path) is not parents
+    assert number_of(parents.frame(0.3, "rgb24")) == picture_number(0, 0, 3)
+
+
 def test_going_forward_decodes_each_frame_once(folders, monkeypatch):
     from spatialvla_ft.data.lerobot.video import Decoder
 
