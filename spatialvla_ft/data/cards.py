@@ -271,6 +271,7 @@ class Card(_Model):
     def _relabel_fits(self) -> Card:
         action, relabel = self.action, self.relabel
         one_arm = action.translation is not None and action.rotation is not None
+        one_arm = one_arm and action.encoding != "EEF_R6"
         whole = relabel is not None and relabel.dims == (0, 6) and one_arm
         if relabel and relabel.rule == "target_minus_current" and (action.is_delta or not whole):
             raise ValueError(

@@ -17,10 +17,10 @@ from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
-from ..data.sample_dataset import SampleDataset, holdout
 from ..data.fits import MixtureActions
 from ..data.mixtures import Opened, Part, find_mixture, open_mixture
 from ..data.sample import Sample
+from ..data.sample_dataset import SampleDataset, holdout
 from ..data.statistics import dataset_statistics, proprio_statistics
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
