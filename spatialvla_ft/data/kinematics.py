@@ -29,12 +29,13 @@ def to_end_effector(
     Raises:
         DatasetError: the card is not of that kind, or the function returns another shape.
     """
-    hands = len(card.action.gripper)
+    hands = len(card.action.gripper or ())
     if card.action.joints is None or hands != 1 or card.action.is_delta:
         raise DatasetError(
             f"card {card.name!r}: forward kinematics apply to absolute joint actions with one "
             f"gripper; this card's action is {card.action.encoding}, "
-            f"{'deltas' if card.action.is_delta else 'absolute'}, grippers: {hands}; leave forward_kinematics out"
+            f"{'deltas' if card.action.is_delta else 'absolute'}, grippers: {hands}; leave "
+            "forward_kinematics out"
         )
     joints = trajectory.action.shape[1] - 1
     if trajectory.proprio is None or trajectory.proprio.shape[1] < joints:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions, end_effector_delta
+from spatialvla_ft.data.camera_matrix import camera_matrix
 from spatialvla_ft.data.cards import Card, Intrinsics
 from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.errors import DatasetError
@@ -367,20 +368,6 @@ class SampleDataset(Sequence[Sample]):
             for slot, key in self.card.extrinsics.items()
             if self._wanted(slot)
         }
-
-
-def camera_matrix(value: Any, where: str) -> Float64[np.ndarray, "3 3"]:
-    """K from a (3, 3) matrix, row by row, or from fx, fy, cx, cy."""
-    numbers = np.asarray(value, np.float64)
-    if numbers.size == 4:
-        fx, fy, cx, cy = numbers.ravel()
-        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    if numbers.size != 9:
-        raise DatasetError(
-            f"{where}: intrinsics are 9 numbers (K row by row) or fx, fy, cx, cy; got shape "
-            f"{numbers.shape}"
-        )
-    return numbers.reshape(3, 3)
 
 
 def _moving(card: Card, action: RawActions, horizon: int) -> NDArray[np.bool_]:
