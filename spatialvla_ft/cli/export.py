@@ -31,6 +31,16 @@ def export(
     untie: Annotated[
         bool, typer.Option("--untie", help="Give a tied action head rows of its own.")
     ] = False,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Write the adapter alone, to go on its base.")
+    ] = False,
+    base_model: Annotated[
+        str | None, typer.Option(help="The base's OWNER/NAME on the Hub, for the model card.")
+    ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option("--eval", help="Result of `eval sim --out`, for the model card; repeatable."),
+    ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(help="Instead: load this export and compare with its stored answers."),
@@ -40,6 +50,7 @@ def export(
 ) -> None:
     """Merge a LoRA adapter and write the released layout, or check what was written.
 
+    The folder carries its own code and a model card (README.md), ready for `spatialvla-ft push`.
     Exit code 1 when the checkpoint does not answer as stored.
 
     Example: spatialvla-ft export runs/b --out exports/b --dataset datasets/robot_b_touch/1.0.0
@@ -54,7 +65,7 @@ def export(
                     f"--verify {verify} checks an export and writes none: leave out the source and "
                     "--out"
                 )
-            _verify(verify, report, as_json)
+            _verify(verify, base, report, as_json)
             return
         if source is None or out is None:
             raise ValueError(
@@ -62,6 +73,12 @@ def export(
             )
         if samples < 1:
             raise ValueError(f"--samples is {samples}; at least 1 is needed for the checks")
+        if adapter_only and (untie or dtype != "float32"):
+            raise ValueError(
+                "--adapter-only writes the adapter as it was trained: leave --untie and --dtype out"
+            )
+        from spatialvla_ft.export.adapter import export_adapter
+        from spatialvla_ft.export.card_evaluation import read_evaluations
         from spatialvla_ft.export.checkpoint import export_checkpoint
         from spatialvla_ft.export.inputs import random_inputs, recorded_inputs
 
@@ -79,7 +96,24 @@ def export(
             )
             return recorded_inputs(data, processor, config, count=samples, unnorm_key=unnorm_key)
 
-        done = export_checkpoint(source, out, make_inputs, dtype=dtype, base=base, untie=untie)
+        for_card: dict[str, Any] = {
+            "evaluations": read_evaluations(evaluation or []),
+            "hub_base": base_model,
+        }
+        if adapter_only:
+            alone = export_adapter(source, out, make_inputs, base=base, **for_card)
+            _write(report, alone.to_dict())
+            typer.echo(
+                json.dumps(alone.to_dict())
+                if as_json
+                else f"{alone.out}: an adapter of {alone.parameters:,} numbers for {alone.base} "
+                f"(fingerprint {alone.fingerprint}); on it, it gives the stored answers to "
+                f"{alone.inputs}"
+            )
+            return
+        done = export_checkpoint(
+            source, out, make_inputs, dtype=dtype, base=base, untie=untie, **for_card
+        )
     _write(report, done.to_dict())
     if as_json:
         typer.echo(json.dumps(done.to_dict()))
@@ -102,10 +136,10 @@ def export(
     )
 
 
-def _verify(folder: Path, report: Path | None, as_json: bool) -> None:
+def _verify(folder: Path, base: str | None, report: Path | None, as_json: bool) -> None:
     from spatialvla_ft.export.stored import verify_export
 
-    found = verify_export(folder)
+    found = verify_export(folder, base=base)
     _write(report, found.to_dict())
     if as_json:
         typer.echo(json.dumps(found.to_dict()))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,7 +54,8 @@ def init_base(
     from spatialvla_ft.cli.console import fail_with
 
     with fail_with(ValueError, OSError):
-        from spatialvla_ft.export.checkpoint import DTYPES, refuse_used, write_layout
+        from spatialvla_ft.export.checkpoint import DTYPES, write_layout
+        from spatialvla_ft.export.folder import appears_whole, even_modes, refuse_used
 
         refuse_used(output, "--output")
         if dtype not in DTYPES:
@@ -73,14 +72,9 @@ def init_base(
             seed=seed,
             dtype=DTYPES[dtype],
         )
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = output.parent / f".{output.name}.{os.getpid()}"
-        try:
+        with appears_whole(output) as scratch:
             write_layout(model, processor, scratch)
-            scratch.rename(output)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+            even_modes(scratch)
     report = _report(model, action_grid) | {
         "output": str(output),
         "paligemma": paligemma,

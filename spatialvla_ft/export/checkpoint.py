@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,12 @@ from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from .card import CardFacts, write_card
+from .card_evaluation import Evaluations
 from .flatten import drop_auto_maps, write_code
+from .folder import appears_whole, even_modes, refuse_used
 from .inputs import Inputs
+from .lineage import read_lineage
 from .source import find_source, load_source, merge, untie_head, unwrap
 from .stored import VerifyReport, verify_export, write_stored
 
@@ -71,6 +73,8 @@ def export_checkpoint(
     dtype: str = "float32",
     base: str | None = None,
     untie: bool = False,
+    evaluations: Evaluations | None = None,
+    hub_base: str | None = None,
 ) -> Export:
     """Merge if needed, write, load again, compare; only then the folder takes its name.
 
@@ -81,6 +85,8 @@ def export_checkpoint(
         dtype: "float32" or "bfloat16", of the written weights; merging is in float32.
         base: where an adapter's base lies now, if it moved.
         untie: write a tied action head as rows of its own, which is the released form.
+        evaluations: closed-loop results for the model card.
+        hub_base: name of the base on the Hub, for the model card.
 
     Raises:
         ValueError: a source that cannot be exported, `out` in use, or a check that failed.
@@ -101,9 +107,7 @@ def export_checkpoint(
         untie_head(model)
     exact = run_model(model, inputs.tensors)
     cast_weights(model, DTYPES[dtype])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.parent / f".{out.name}.{os.getpid()}"
-    try:
+    with appears_whole(out) as scratch:
         write_layout(model, processor, scratch)
         # The answers are those of the stored weights, computed in float32 wherever they are loaded.
         cast_weights(model, torch.float32)
@@ -112,8 +116,22 @@ def export_checkpoint(
         if not torch.equal(outputs.ids, exact.ids):
             along = run_model(model, inputs.tensors, ids=exact.ids)
         write_stored(scratch, inputs, outputs, processor, model.config.action_token_begin_idx)
-        even_modes(scratch)
         parameters = sum(p.numel() for p in model.parameters())
+        facts = CardFacts(
+            title=out.name,
+            config=model.config,
+            processor=processor,
+            parameters=parameters,
+            dtype=dtype,
+            lineage=read_lineage(folder, base=base, hub_base=hub_base),
+            merged=merged.merge_difference,
+            adapter=False,
+            checked_on=inputs.origin,
+            control_hz=inputs.control_hz,
+            evaluations=evaluations or {},
+        )
+        write_card(scratch, facts)
+        even_modes(scratch)
         del model, merged.model
         verified = verify_export(scratch)
         if not verified.same:
@@ -121,10 +139,6 @@ def export_checkpoint(
                 f"the written checkpoint, loaded again, answers differently ({verified}): nothing "
                 "was exported. This is a fault of the toolkit, please report it"
             )
-        scratch.rename(out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     return Export(
         out=out,
         source=folder,
@@ -138,17 +152,6 @@ def export_checkpoint(
         inputs=inputs.origin,
         verified=verified,
     )
-
-
-def refuse_used(out: Path, option: str = "--out") -> None:
-    """ValueError unless `out`, the value of a command's option, is free or an empty folder."""
-    if out.is_file():
-        raise ValueError(f"{option} {out} is a file; name a new folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(
-            f"{option} {out} is not empty ({len(list(out.iterdir()))} entries): name a new folder, "
-            "or remove this one first"
-        )
 
 
 def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -168,17 +171,8 @@ def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
 def write_layout(
     model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, folder: Path
 ) -> None:
-    """Write weights, configurations, tokenizer, processor and code into a new folder."""
-    folder.mkdir()
+    """Write weights, configurations, tokenizer, processor and code into an empty folder."""
     model.save_pretrained(folder, max_shard_size=SHARD)
     processor.save_pretrained(folder)
     drop_auto_maps(folder)  # what the base named; this folder's own code follows
     write_code(folder)
-    even_modes(folder)
-
-
-def even_modes(folder: Path) -> None:
-    """Give all files the mode of config.json: safetensors are born readable by their owner only."""
-    mode = (folder / "config.json").stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode)

@@ -27,12 +27,14 @@ class Inputs:
         keys: statistics each answer is decoded with; None where the processor has none.
         texts: the instructions.
         origin: for people, e.g. "8 steps of bridge/1.0.0".
+        control_hz: rate of the dataset's actions; None where it is not known.
     """
 
     tensors: dict[str, Tensor]
     keys: list[str | None]
     texts: list[str]
     origin: str
+    control_hz: float | None = None
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -72,6 +74,7 @@ def recorded_inputs(
         keys=[unnorm_key] * len(samples),
         texts=[sample.instruction for sample in samples],
         origin=f"{len(samples)} steps of {name}",
+        control_hz=samples[0].action_space.control_hz,
     )
 
 

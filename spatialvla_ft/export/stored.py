@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.outputs import Outputs, run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.stored import (
@@ -23,6 +22,7 @@ from ..models.stored import (
     read_stored,
 )
 from .inputs import Inputs
+from .source import load_source, unwrap
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ def write_stored(
     save_file(contiguous, str(folder / STORED_FILE), metadata={"format": "pt", **metadata})
 
 
-def verify_export(path: str | Path) -> VerifyReport:
-    """Load a checkpoint and compare its answers with the stored ones, in float32 on the CPU.
+def verify_export(path: str | Path, *, base: str | None = None) -> VerifyReport:
+    """Load an export and compare its answers with the stored ones, in float32 on the CPU.
+
+    Args:
+        path: checkpoint, or adapter folder.
+        base: where an adapter's base lies now, if it moved.
 
     Raises:
         ValueError: it carries no stored answers.
@@ -91,8 +95,8 @@ def verify_export(path: str | Path) -> VerifyReport:
             f"{folder} has no {STORED_FILE}, so there is nothing to compare with; write one with "
             f"`spatialvla-ft export {folder} --out DIR`"
         )
-    model = SpatialVLAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = SpatialVLAProcessor.from_pretrained(folder)
+    loaded, processor = load_source(folder, base=base)
+    model = unwrap(loaded)
     own = run_model(model, stored.inputs)
     ids_equal = torch.equal(own.ids, stored.ids)
     along = own if ids_equal else run_model(model, stored.inputs, ids=stored.ids)

@@ -36,6 +36,7 @@ def test_a_run_becomes_a_checkpoint_that_acts_as_the_adapter(run, exported):
 
 def test_layout(exported):
     assert {file.name for file in exported.out.iterdir()} == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "golden_outputs.safetensors",
