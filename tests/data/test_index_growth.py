@@ -70,6 +70,9 @@ def test_workers_do_not_change_the_index(small, tmp_path):
         small, out=tmp_path / "two", workers=2, progress=lambda *args: seen.append(args)
     )
     assert content(one) == content(two)
+    assert one.column("action", 9).shape == (5, 7)
+    assert one.episode_table["first_step"].tolist() == [5 * i for i in range(10)]
+    assert one.episode_table["shard"].tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 3, 3]
     total = sum(shard.stat().st_size for shard in shards_of(small))
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -139,6 +142,25 @@ def test_the_first_error_is_raised(small):
         with pytest.raises(DatasetError, match=rf"{shards[1].name} is truncated"):
             build_index(small, workers=workers)
     assert not (small / "frame_index").exists()
+
+
+def test_the_first_error_is_raised_even_if_it_comes_last(monkeypatch):
+    done = []
+
+    def scan(store, leaves, task, advance=None):
+        time.sleep(0.3 if task == 1 else 0.0)
+        done.append(task)
+        if task > 0:
+            raise DatasetError(f"error {task}")
+
+    class Remote:
+        local = False
+
+    monkeypatch.setattr(parallel, "scan_shard", scan)
+    with pytest.raises(DatasetError, match="error 1"):
+        parallel.scan_shards(Remote(), (), [0, 1, 2, 3, 4, 5, 6, 7], workers=3)
+    assert done[-1] == 1
+    assert len(done) < 8  # nothing new is begun after an error
 
 
 def test_workers_must_be_positive(small):

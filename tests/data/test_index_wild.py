@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from spatialvla_ft.bench.small_rlds import write_rlds
 from spatialvla_ft.data import build_index
 from spatialvla_ft.data.decode import decode_rgb
 
@@ -129,6 +130,22 @@ def test_both_formats_hold_the_same(written, wild_written, tmp_path):
         for key in one.image_keys:
             for t in range(one.episode_lengths[episode]):
                 assert one.image_bytes(episode, t, key) == other.image_bytes(episode, t, key)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float8_e4m3fn"])
+def test_narrow_floats_that_are_stored_as_floats(tmp_path, name):
+    """tfds refuses to write bfloat16 so; other writers of RLDS need not."""
+    directory = write_rlds(tmp_path, mebibytes=1, shards=1, lengths=[2], steps=3)
+    wide = build_index(directory, out=tmp_path / "wide").column("action", 1)
+    path = directory / "features.json"
+    features = json.loads(path.read_text())
+    steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]
+    steps["featuresDict"]["features"]["action"]["tensor"]["dtype"] = name
+    path.write_text(json.dumps(features))
+    narrow = build_index(directory).column("action", 1)
+    assert narrow.dtype == np.dtype(getattr(ml_dtypes, name, name))
+    assert narrow.tobytes() == wide.astype(narrow.dtype).tobytes()
+    assert (narrow.astype(np.float32) != wide).any()
 
 
 def test_a_feature_of_an_unknown_dtype_or_encoding_is_named(zoo):

@@ -165,9 +165,7 @@ class Column:
 
     def _cast(self, numbers: NDArray[Any]) -> NDArray[Any]:
         leaf = self.leaf
-        if leaf.dtype == np.uint64 and numbers.dtype == np.int64:
-            return numbers.view(np.uint64)
-        cast = numbers.astype(leaf.dtype, copy=False)
+        cast = numbers.astype(leaf.dtype, copy=False)  # tfds keeps uint64 as the bits of int64
         return cast.view(leaf.stored) if leaf.dtype.kind == "V" else cast
 
     def arrays(self) -> dict[str, pa.Array]:

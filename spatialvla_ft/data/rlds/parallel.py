@@ -14,7 +14,7 @@ from spatialvla_ft.data.rlds.scan import Advance, Report, Task, scan_shard
 from spatialvla_ft.data.rlds.store import LocalStore, Store
 from spatialvla_ft.data.rlds.worker import ScanProcess
 
-BYTES_PER_PROCESS = 1 << 30
+BYTES_PER_PROCESS = 4 << 30
 """A process that has less to scan is not worth its start, a second or more of imports."""
 
 REMOTE_SHARDS = 8
