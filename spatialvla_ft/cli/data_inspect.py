@@ -19,7 +19,9 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def inspect(
-    dataset_dir: Annotated[Path, typer.Argument(help="Version directory, index or folder.")],
+    dataset_dir: Annotated[
+        str, typer.Argument(help="RLDS version directory or index, LeRobot folder, or an address.")
+    ],
     card: Annotated[
         Path | None,
         typer.Option(help="Card file; DATASET_DIR/card.yaml, or one is drafted, if not given."),

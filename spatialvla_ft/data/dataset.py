@@ -172,11 +172,11 @@ def open_dataset(
             name=name,
             **common,
         )
-    index = _open_index(dir_or_index)
+    index = open_index(dir_or_index)
     if index.incomplete:
         logger.warning("%s", index.incomplete)
     if not isinstance(card, Card):
-        card = read_card(Path(card) if card is not None else _own_card(index), index)
+        card = read_card(Path(card) if card is not None else own_card(index), index)
     if split not in index.splits:
         raise DatasetError(
             f"{index.name} has no split {split!r}; it has {list(index.splits)}. To hold out "
@@ -195,7 +195,8 @@ def _card_of(card: Card | str | Path | None, folder: Path, name: str) -> Card | 
     return pick_card(Path(card) if card is not None else folder / CARD_FILE, name)
 
 
-def _open_index(place: str | Path | FrameIndex) -> FrameIndex:
+def open_index(place: str | Path | FrameIndex) -> FrameIndex:
+    """The index of an RLDS dataset, built if there is none."""
     if isinstance(place, FrameIndex):
         return place
     if not is_url(place):
@@ -205,7 +206,7 @@ def _open_index(place: str | Path | FrameIndex) -> FrameIndex:
     return build_index(place)
 
 
-def _own_card(index: FrameIndex) -> Path:
+def own_card(index: FrameIndex) -> Path:
     """The card that lies beside the data; that of a URL is copied beside the index."""
     try:
         text = index.store.read(CARD_FILE)

@@ -307,37 +307,35 @@ class SampleDataset(Sequence[Sample]):
     def _observe(self, trajectory: Standardised, episode: int, row: int) -> dict[str, Any]:
         """Fields of the observation at a row of a trajectory."""
         step = int(trajectory.steps[row])
+        places = swapped_slots(self.card, self.name, episode)
         images = {}
         for slot, key in trajectory.images.items():
-            if not self._wanted(slot):
+            if not self._wanted(slot, places):
                 continue
             image = self.store.rgb(key, episode, step)
             if image is not None:
                 images[slot] = image
-        depth = self._depth(episode, step) if self.depth else None
+        depth = self._depth(episode, step, places) if self.depth else None
         intrinsics = self._intrinsics(episode, step, images)
-        extrinsics = self._extrinsics(episode, step)
-        places = swapped_slots(self.card, self.name, episode)
-        if places and places.keys() <= images.keys():
-            images, intrinsics, extrinsics = (
-                swap(images, places), swap(intrinsics, places), swap(extrinsics, places)
-            )  # fmt: skip
-            depth = None if depth is None else swap(depth, places)
+        extrinsics = self._extrinsics(episode, step, places)
         return {
-            "images": images,
-            "depth": depth,
-            "intrinsics": intrinsics,
-            "extrinsics": extrinsics,
+            "images": swap(images, places),
+            "depth": None if depth is None else swap(depth, places),
+            "intrinsics": swap(intrinsics, places),
+            "extrinsics": swap(extrinsics, places),
             "proprio": None if trajectory.proprio is None else trajectory.proprio[row],
         }
 
-    def _wanted(self, slot: str) -> bool:
-        return self.cameras is None or slot in self.cameras
+    def _wanted(self, slot: str, places: Mapping[str, str]) -> bool:
+        """Whether a camera of the card is read, given the places that cameras take."""
+        return self.cameras is None or places.get(slot, slot) in self.cameras
 
-    def _depth(self, episode: int, step: int) -> dict[str, Float32[np.ndarray, "H W"]]:
+    def _depth(
+        self, episode: int, step: int, places: Mapping[str, str]
+    ) -> dict[str, Float32[np.ndarray, "H W"]]:
         depth = {}
         for slot, term in self.card.depth.items():
-            if not self._wanted(slot):
+            if not self._wanted(slot, places):
                 continue
             values = self.store.stored_depth(term.path, episode, step)
             if values is not None:
@@ -361,12 +359,14 @@ class SampleDataset(Sequence[Sample]):
                 matrices[slot] = camera_matrix(value, f"{self.name}, {slot}")
         return matrices
 
-    def _extrinsics(self, episode: int, step: int) -> dict[str, Float64[np.ndarray, "4 4"]]:
+    def _extrinsics(
+        self, episode: int, step: int, places: Mapping[str, str]
+    ) -> dict[str, Float64[np.ndarray, "4 4"]]:
         """Camera-to-base transform per slot, metres; empty if the card names none."""
         return {
             slot: np.asarray(self.store.value(key, episode, step), np.float64).reshape(4, 4)
             for slot, key in self.card.extrinsics.items()
-            if self._wanted(slot)
+            if self._wanted(slot, places)
         }
 
 

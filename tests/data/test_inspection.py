@@ -113,7 +113,7 @@ def test_an_infinite_action_is_told_and_shown(demo, tmp_path):
 class Bare:
     """A source of columns alone."""
 
-    name, version, format, fps, folder = "mine", "1.0.0", "RLDS", None, None
+    name, version, format, fps, robot = "mine", "1.0.0", "RLDS", None, None
 
     def __init__(self, *keys):
         self.fields = tuple(Field(key, "picture", "uint8", (8, 8, 3), "step") for key in keys)

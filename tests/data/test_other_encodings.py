@@ -102,6 +102,16 @@ def test_swapped_cameras_take_all_their_own_along(demo):
     np.testing.assert_array_equal(plain[3].images["wrist"], never[3].images["wrist"])
 
 
+def test_a_swapped_camera_alone_is_the_other_one(demo):
+    plain = open_dataset(demo, card=None)
+    alone = open_dataset(demo, card=with_swap(plain.card, 1.0), cameras=("primary",))
+    for frame in (0, 9):
+        got = alone[frame]
+        assert set(got.images) == set(got.intrinsics) == {"primary"}
+        np.testing.assert_array_equal(got.images["primary"], plain[frame].images["wrist"])
+        assert got.depth == got.extrinsics == {}
+
+
 def test_an_episode_is_swapped_whole_and_always(demo):
     card = with_swap(open_dataset(demo, card=None).card, 0.5)
     dataset = open_dataset(demo, card=card, window=2)

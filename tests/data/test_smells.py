@@ -100,6 +100,7 @@ def test_absolute_where_delta_is_expected(seed, with_state):
     finding = only(motion.absolute_or_delta(target, state, NAMES, expect_delta=True))
     assert finding.severity == "error"
     assert "looks absolute, delta is expected" in finding.evidence
+    assert ("correlation with the next state" in finding.evidence) == with_state
     assert motion.absolute_or_delta(deltas, state, NAMES, expect_delta=True) == []
     assert motion.absolute_or_delta(target, state, NAMES, expect_delta=False) == []
 

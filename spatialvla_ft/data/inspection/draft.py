@@ -15,10 +15,12 @@ import yaml
 
 from spatialvla_ft.data.cards import SCHEMA_VERSION, Card
 from spatialvla_ft.data.inspection.gripper import convention
+from spatialvla_ft.data.inspection.opening import LeRobotSource
 from spatialvla_ft.data.inspection.pictures import guess_depth_scale
 from spatialvla_ft.data.inspection.rotations import quaternion_starts
 from spatialvla_ft.data.inspection.series import Series, correlation
 from spatialvla_ft.data.inspection.source import Field, Source
+from spatialvla_ft.data.lerobot.draft import draft as draft_lerobot
 
 WRIST = ("wrist", "hand", "gripper", "finger")
 FRONT = ("primary", "front", "agentview", "main", "static", "exterior_1", "exterior_image_1", "top")
@@ -79,8 +81,10 @@ def draft_card(source: Source, columns: Mapping[str, Series]) -> Draft:
         source: the dataset.
         columns: its numeric columns, of some episodes.
     """
+    if isinstance(source, LeRobotSource):
+        return _by_feature_names(source, columns)
     remarks: dict[str, str] = {}
-    card: dict[str, Any] = {"version": source.version, "robot": None}
+    card: dict[str, Any] = {"version": source.version, "robot": source.robot}
     card["control_hz"] = None if source.fps is None else float(source.fps)
     remarks["robot"] = "name the robot"
     remarks["control_hz"] = (
@@ -105,6 +109,21 @@ def draft_card(source: Source, columns: Mapping[str, Series]) -> Draft:
     return Draft(_card_name(source.name), card, remarks)
 
 
+def _by_feature_names(source: LeRobotSource, columns: Mapping[str, Series]) -> Draft:
+    """LeRobot names its features well: its own draft, the action by its numbers if unnamed."""
+    card, doubts = draft_lerobot(source.store.info, source.store.folder)
+    remarks = {"control_hz": "steps per second, as the dataset says"}
+    action = source.store.info.features.get("action")
+    if action is None or action.names is None:
+        card["action"] = _action(columns, _find_state(columns), remarks)
+    doubted = [f"CHECK {doubt}" for doubt in doubts]
+    if doubted:
+        remarks["action"] = "; ".join(filter(None, (remarks.get("action"), *doubted)))
+    if not card["cameras"]:
+        card["cameras"] = None
+    return Draft(_card_name(source.name), card, remarks)
+
+
 def _card_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
@@ -117,9 +136,7 @@ def _tokens(key: str) -> frozenset[str]:
 
 def _cameras(fields: tuple[Field, ...]) -> dict[str, str]:
     """Slot -> key of a picture: outside views first, the hand's own as `wrist`."""
-    keys = [
-        f.key for f in fields if f.kind == "picture" and f.per == "step" and -1 not in f.shape[:0]
-    ]
+    keys = [f.key for f in fields if f.kind == "picture" and f.per == "step"]
     keys = [key for key in keys if not _is_list(fields, key)]
     hands = [key for key in keys if any(word in key.lower() for word in WRIST)]
     outside = [key for key in keys if key not in hands]
@@ -173,7 +190,7 @@ def _calibration(
             f"CHECK metres per unit: the median of {slot}'s first map is {middle:.4g} units, "
             f"{middle * scale:.3g} m then"
         )
-    matrices = [f.key for f in fields if f.width == 9 and "intrinsic" in f.key.lower()]
+    matrices = [f.key for f in fields if f.width in (4, 9) and "intrinsic" in f.key.lower()]
     poses = [f.key for f in fields if f.width == 16 and "extrinsic" in f.key.lower()]
     for name, keys in (("intrinsics", matrices), ("extrinsics", poses)):
         if matched := _belonging(cameras, keys):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace
 from spatialvla_ft.data.cards import Card
-from spatialvla_ft.data.dataset import CARD_FILE, _open_index, read_card
+from spatialvla_ft.data.dataset import pick_card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.inspection import (
     episodes as episode_rules,
@@ -22,8 +22,9 @@ from spatialvla_ft.data.inspection import gripper as gripper_rules
 from spatialvla_ft.data.inspection import motion, rotations
 from spatialvla_ft.data.inspection.draft import Draft, draft_card
 from spatialvla_ft.data.inspection.findings import Finding, worst_first
+from spatialvla_ft.data.inspection.opening import find_card, open_source
 from spatialvla_ft.data.inspection.series import Series
-from spatialvla_ft.data.inspection.source import Field, RldsSource, Source, read_numbers
+from spatialvla_ft.data.inspection.source import Source, read_numbers
 from spatialvla_ft.data.inspection.views import View, view_cameras
 from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
 from spatialvla_ft.data.statistics import normalised_dimensions
@@ -122,11 +123,6 @@ def _plain(values: Float64[np.ndarray, " d"]) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def open_source(place: str | Path) -> Source:
-    """The raw side of the dataset in a folder."""
-    return RldsSource(_open_index(place))
-
-
 @np.errstate(invalid="ignore")  # NaN and infinity are findings, not warnings
 def inspect_dataset(
     place: str | Path,
@@ -138,7 +134,8 @@ def inspect_dataset(
     """Look at a dataset; without a card, through a drafted one.
 
     Args:
-        place: version directory of an RLDS dataset, or directory of its index.
+        place: as `open_dataset` takes it: an RLDS version directory, its index, a LeRobot folder,
+            or an address of either.
         card: how to read it; a card, a card file, or None for the dataset's own `card.yaml`.
             Where there is none, one is drafted.
         split: which split.
@@ -152,12 +149,13 @@ def inspect_dataset(
     everything = np.array(source.splits[split], np.int64)
     lengths = np.asarray(source.episode_lengths)[everything]
     columns = _numeric_columns(source, numbers)
+    if isinstance(card, str | Path):
+        card = pick_card(Path(card), source.name)
+    card = find_card(source) if card is None else card
     drafted = None
-    if card is None and not (source.folder / CARD_FILE).exists():
+    if card is None:
         drafted = draft_card(source, columns)
         card = drafted.to_card()
-    elif not isinstance(card, Card):
-        card = _read_card(card, source)
     trajectories = _standardise(source, card, numbers)
     kept = [i for i, t in enumerate(trajectories) if len(t.action)]
     if not kept:
@@ -224,13 +222,6 @@ def _spread(source: Source, split: str, episodes: int) -> list[int]:
     at = np.linspace(0, len(everything) - 1, min(episodes, len(everything))).round().astype(int)
     numbers = [everything[i] for i in np.unique(at)]
     return [n for n in numbers if source.episode_lengths[n] > 0] or numbers[:1]
-
-
-def _read_card(card: str | Path | None, source: Source) -> Card:
-    path = Path(card) if card is not None else source.folder / CARD_FILE
-    if isinstance(source, RldsSource):
-        return read_card(path, source.index)
-    raise DatasetError(f"cards of {source.format} datasets are not read here")
 
 
 def _numeric_columns(source: Source, episodes: list[int]) -> dict[str, Series]:
@@ -365,6 +356,3 @@ def _same_quantity(
     ):
         return None
     return state.columns(columns)
-
-
-__all__ = ["EPISODES", "Field", "Inspection", "inspect_dataset", "open_source"]

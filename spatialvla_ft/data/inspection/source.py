@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -64,9 +63,9 @@ class Source(Protocol):
     name: str
     version: str
     format: str
-    folder: Path
     fields: tuple[Field, ...]
     fps: float | None
+    robot: str | None
 
     @property
     def splits(self) -> Mapping[str, range]:
@@ -95,9 +94,9 @@ class RldsSource:
     def __init__(self, index: FrameIndex) -> None:
         self.index = index
         self.name, self.version, self.format = index.name, index.version, "RLDS"
-        self.folder = index.dataset_dir
         self.fields = tuple(map(_field, index.leaves.values()))
         self.fps: float | None = None
+        self.robot: str | None = None
 
     @property
     def splits(self) -> Mapping[str, range]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
+from spatialvla_ft.data.camera_matrix import camera_matrix
 from spatialvla_ft.data.cards import Card, Intrinsics
 from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.inspection import pictures as rules
@@ -21,6 +22,8 @@ from spatialvla_ft.data.statistics import normalised_dimensions
 
 ROWS, COLUMNS = 4, 6
 """Episodes and moments of a contact sheet."""
+LOSSY = 0.02
+"""Mean difference, grey levels, up to which two frames of a compressed video are the same."""
 WATCHED = 60
 """Frames of an episode that are compared with the next."""
 
@@ -133,7 +136,7 @@ def _intrinsics(
         return None
     if isinstance(camera, Intrinsics):
         return camera.matrix(*size)
-    return np.asarray(source.value(camera, episode, 0), np.float64).reshape(3, 3)
+    return camera_matrix(source.value(camera, episode, 0), f"{source.name}, {slot}")
 
 
 def _in_motion(
@@ -141,6 +144,8 @@ def _in_motion(
 ) -> list[Finding]:
     """Compare each of some frames with the next: does the picture follow the arm?"""
     key = (card.cameras or {})[slot].path
+    stored = next((field.stored for field in source.fields if field.key == key), "")
+    equal = 0 if stored in ("", "jpeg", "png", "image") else LOSSY
     differences: list[NDArray[np.float64]] = []
     speeds: list[NDArray[np.float64]] = []
     for episode, trajectory in watched.items():
@@ -150,9 +155,10 @@ def _in_motion(
         shown = [frame.astype(np.int16) for frame in frames if frame is not None]
         if len(shown) < len(frames) or len({frame.shape for frame in shown}) > 1:
             shown = []
-        mean = [float(np.abs(b - a).mean()) for a, b in itertools.pairwise(shown)]
+        mean = np.array([np.abs(b - a).mean() for a, b in itertools.pairwise(shown)])
+        mean[mean <= equal] = 0
         size = np.linalg.norm(trajectory.action[: len(mean), arm].astype(np.float64), axis=1)
-        differences.append(np.array(mean))
+        differences.append(mean)
         speeds.append(size)
     change, speed = Series.join(differences), Series.join(speeds)
     if not len(change) or not np.isfinite(speed.values).all():
