@@ -83,7 +83,7 @@ def _histogram(
         axes.set_ylim(0, 3 * shares[2])
         axes.set_title(f"tallest bar {shares[0]:.0f}", fontsize=8, loc="right", color=INK)
     axes.set_yticks([])
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     plain(axes)
     axes.spines["left"].set_visible(False)
 
