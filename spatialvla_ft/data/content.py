@@ -7,12 +7,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialvla_ft.data.sample_dataset import SampleDataset
+if TYPE_CHECKING:
+    from spatialvla_ft.data.sample_dataset import SampleDataset
 
 
 def content_key(dataset: SampleDataset, *more: Any) -> str | None:

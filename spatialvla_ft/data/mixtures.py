@@ -24,6 +24,7 @@ from spatialvla_ft.data.card_yaml import Located, load_yaml
 from spatialvla_ft.data.cards import Card, Intrinsics, load_cards
 from spatialvla_ft.data.dataset import CARD_FILE, SampleDataset, open_dataset
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.filters import Failed, NoOps, Validation, divide
 from spatialvla_ft.data.lerobot.info import is_lerobot
 from spatialvla_ft.data.shipped import shipped
 
@@ -44,6 +45,9 @@ class Part(BaseModel):
         card: how to read it; None for its own card.yaml, else the one that comes with the toolkit.
         split: name of the split.
         episodes: use only so many, drawn by the seed.
+        failed: leave out episodes that failed.
+        no_ops: leave out steps that do nothing.
+        validation: episodes that are held out; None leaves it to the recipe's `data.holdout`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +57,9 @@ class Part(BaseModel):
     card: Path | None = None
     split: str = "train"
     episodes: int | None = Field(None, ge=1)
+    failed: Failed | None = None
+    no_ops: NoOps | None = None
+    validation: Validation | None = None
 
 
 Mixture = dict[str, Part]
@@ -139,12 +146,14 @@ class Opened:
         parts: what the mixture says of each.
         weights: their shares of the draws; they add up to 1.
         excused: {`dataset/version`: what is wrong with it}, of those that were excused by name.
+        heldout: the episodes that the mixture holds out of each dataset, or None.
     """
 
     datasets: list[SampleDataset]
     parts: list[Part]
     weights: list[float]
     excused: dict[str, str]
+    heldout: list[SampleDataset | None]
 
 
 def open_mixture(
@@ -185,11 +194,19 @@ def open_mixture(
     camera = assumed_camera(assume_intrinsics) if assume_intrinsics is not None else None
     shipped_cards = load_cards(shipped(CARDS))
     opened: dict[str, SampleDataset] = {}
+    heldout: dict[str, SampleDataset | None] = {}
     problems: dict[str, str] = {}
     for name, part in parts.items():
         try:
-            opened[name] = _open(
+            dataset = _open(
                 name, part, root, shipped_cards, camera, cameras, horizon, window, depth
+            )
+            opened[name], heldout[name] = divide(
+                dataset,
+                split=part.split,
+                failed=part.failed,
+                no_ops=part.no_ops,
+                validation=part.validation,
             )
         except (DatasetError, OSError) as error:
             problems[name] = str(error)
@@ -211,7 +228,7 @@ def open_mixture(
         balance=balance_weights,
     )
     kept = [parts[name] for name in opened]
-    return Opened(list(opened.values()), kept, weights.tolist(), excused)
+    return Opened(list(opened.values()), kept, weights.tolist(), excused, list(heldout.values()))
 
 
 def mixture_weights(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions, end_effector_delta
 from spatialvla_ft.data.camera_matrix import camera_matrix
 from spatialvla_ft.data.cards import Card, Intrinsics
+from spatialvla_ft.data.content import content_key, kept_array
 from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.kinematics import ForwardKinematics, to_end_effector
@@ -88,6 +89,7 @@ class SampleDataset(Sequence[Sample]):
         self.forward_kinematics = forward_kinematics
         self.rows: RowFilter | None = None
         self.cameras = None if cameras is None else tuple(cameras)
+        self.dropped: dict[str, tuple[int, int]] = {}
         self.name = store.label
         self._cache: OrderedDict[int, Standardised] = OrderedDict()
         self._check_card()
@@ -141,7 +143,9 @@ class SampleDataset(Sequence[Sample]):
 
     @cached_property
     def episode_lengths(self) -> Int64[np.ndarray, " n"]:
-        """Steps of every episode after the card's drops."""
+        """Steps of every episode after the card's drops and the filters on steps."""
+        if self.rows is not None:
+            return np.asarray(self.rows.lengths[self.episodes])
         stored = self.store.episode_lengths[self.episodes]
         return np.asarray(np.maximum(0, stored - self.card.lost_steps))
 
@@ -154,8 +158,12 @@ class SampleDataset(Sequence[Sample]):
         """Frames that pass the card's filters, or None if it has none."""
         if not self.card.filters:
             return None
+        key = content_key(self, "frames", self.horizon)
+        return kept_array(self.store.statistics_dir, "frames", key, self._find_kept)
+
+    def _find_kept(self) -> NDArray[np.int64]:
         keep = [
-            _moving(self.card, self._trajectory(episode).action, self.horizon)
+            _moving(self.card, self.standardised(episode).action, self.horizon)
             for episode in self.episodes.tolist()
         ]
         return np.flatnonzero(np.concatenate(keep)) if keep else np.empty(0, np.int64)

@@ -18,9 +18,8 @@ from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
 from ..data.fits import MixtureActions
-from ..data.mixtures import Opened, Part, find_mixture, open_mixture
 from ..data.sample import Sample
-from ..data.sample_dataset import SampleDataset, holdout
+from ..data.sample_dataset import SampleDataset
 from ..data.statistics import dataset_statistics, proprio_statistics
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
@@ -84,13 +83,9 @@ class Run:
 def build(recipe: Recipe) -> Run:
     """Open the data, make or load the model, fit or keep the grid, attach adapters."""
     chunk, layout = _chunk_and_layout(recipe)
-    opened = _open(recipe, chunk, layout)
-    pairs = [
-        _divide(dataset, part, recipe)
-        for dataset, part in zip(opened.datasets, opened.parts, strict=True)
-    ]
-    datasets = [train for train, _ in pairs]
-    heldout = [held for _, held in pairs if held is not None]
+    opened = open_data(recipe, chunk, layout)
+    datasets = opened.datasets
+    heldout = [held for held in opened.heldout if held is not None]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) != len(names):
         raise RecipeError(f"data.datasets name the same dataset twice: {names}")
@@ -231,52 +226,6 @@ def observation_fields(layout: ObservationLayout) -> dict[str, Any]:
         "observation_window": layout.window,
         "proprio_dim": layout.proprio_dim,
     }
-
-
-def _open(recipe: Recipe, chunk: int, layout: ObservationLayout) -> Opened:
-    """The datasets of the recipe, each with its weight; every problem with them at once."""
-    data = recipe.data
-    common: dict[str, Any] = {
-        "horizon": chunk,
-        "window": layout.window,
-        "cameras": layout.cameras,
-        "depth": None if data.depth.source == "sensor" else False,
-        "assume_intrinsics": data.assume_intrinsics,
-    }
-    if data.mixture is not None:
-        mixture = data.mixture
-        return open_mixture(
-            find_mixture(mixture.name, mixture.file),
-            root=mixture.root,
-            balance_weights=mixture.balance_weights,
-            excuse=mixture.excuse,
-            **common,
-        )
-    parts = {
-        str(entry.path): Part(**{**entry.model_dump(), "path": str(entry.path)})
-        for entry in data.datasets
-    }
-    if len(parts) < len(data.datasets):
-        raise RecipeError(f"data.datasets name the same folder twice: {list(parts)}")
-    return open_mixture(parts, balance_weights=False, **common)
-
-
-def _divide(
-    dataset: SampleDataset, part: Part, recipe: Recipe
-) -> tuple[SampleDataset, SampleDataset | None]:
-    """What is trained on, and what is held out."""
-    train, held = dataset, None
-    if recipe.data.holdout > 0:
-        train, held = holdout(dataset, recipe.data.holdout, recipe.seed)
-    if part.episodes is not None:
-        if part.episodes > len(train.episodes):
-            raise RecipeError(
-                f"{dataset.name}: episodes is {part.episodes}, but {len(train.episodes)} are left "
-                "after the holdout; record more, or lower its episodes or data.holdout"
-            )
-        order = np.random.default_rng(recipe.seed).permutation(len(train.episodes))
-        train = train.subset(train.episodes[np.sort(order[: part.episodes])])
-    return train, held
 
 
 def _known_grid(recipe: Recipe) -> ActionGrid | None:

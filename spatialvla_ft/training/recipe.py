@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..data.filters import Failed, NoOps, Validation
 from ..data.image_path import ImagePath
 from ..models.lora import TARGETS
 
@@ -70,6 +71,12 @@ class Dataset(Section):
     weight: float = Field(1.0, ge=0)
     episodes: int | None = Field(None, ge=1)
     """Use only this many episodes, drawn by the seed; None uses all."""
+    failed: Failed | None = None
+    """Leave out episodes that failed, e.g. {key: success, value: false}."""
+    no_ops: NoOps | None = None
+    """Leave out steps that do nothing, e.g. {tolerance: 1e-3}."""
+    validation: Validation | None = None
+    """Hold episodes out, e.g. 0.05 or {split: val}, instead of data.holdout."""
 
 
 class MixtureOf(Section):
