@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -51,6 +52,8 @@ class TrainingLog:
 @contextmanager
 def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
     """Say what is trained, then show progress; nothing when quiet."""
+    from spatialvla_ft.training.loop import epoch_words
+
     if quiet:
         yield TrainingLog(None)
         return
@@ -62,6 +65,8 @@ def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
         f"training {trainable:,} of {total:,} parameters on {frames:,} frames of "
         f"{', '.join(dataset.name for dataset in run.datasets)}"
     )
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by `accelerate launch` and `torchrun`
+    console.print(epoch_words(run, world), highlight=False, soft_wrap=True)
     if run.recipe.lora is not None:
         rank = run.recipe.lora.rank
         alpha = rank if run.recipe.lora.alpha is None else run.recipe.lora.alpha

@@ -2,9 +2,11 @@
 
 The global slots 0, 1, 2, ... come in blocks. In a block every dataset has a fixed quota, and a
 Feistel permutation, another one for every block, says which slot belongs to which. The n-th draw
-of a dataset of L frames takes entry n mod L of the permutation of its epoch n // L: without
-replacement, in O(1) memory. Rank r at step s takes the slots (s * world + r) * batch ..., so the
-global batch does not depend on how it is divided.
+of a dataset of L frames, counted in the order of the slots, takes entry n mod L of the permutation
+of its epoch n // L: without replacement, so that at any step the frames of a dataset have come
+equally often or once more, in memory that does not depend on the number of frames. Rank r at step
+s takes the slots (s * world + r) * batch ..., so the global batch does not depend on how it is
+divided.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 4096
+LARGEST_BLOCK = 1 << 20
 _ROUND_KEYS = tuple(np.uint64(i * 0xD1B54A32D192ED03 % 2**64) for i in range(1, 7))
 _BLOCK_STREAM, _EPOCH_STREAM = 0, 1
 
 
 def quotas(weights: Sequence[float], block: int = BLOCK) -> NDArray[np.int64]:
     """Slots of every dataset in a block, by largest remainder; they add up to `block`.
+
+    Every one is within one slot of its exact share.
 
     Raises:
         ValueError: no or negative weights, or a positive weight too small for one slot.
@@ -32,16 +37,39 @@ def quotas(weights: Sequence[float], block: int = BLOCK) -> NDArray[np.int64]:
     if share.sum() == 0:
         raise ValueError(f"all {share.size} weights are 0; give one dataset a positive weight")
     exact = share / share.sum() * block
-    quota: NDArray[np.int64] = np.floor(exact).astype(np.int64)
-    rest = int(block - quota.sum())
-    quota[np.argsort(-(exact - quota), kind="stable")[:rest]] += 1
+    quota = _largest_remainder(exact)
     lost = np.flatnonzero((quota == 0) & (share > 0))
     if lost.size:
         raise ValueError(
             f"dataset {int(lost[0])} has {exact[lost[0]]:.3g} of {block} slots and would never be "
-            f"drawn; raise its weight or pass block={block * 16}"
+            f"drawn; raise its weight, remove it, or pass a larger block"
         )
     return quota
+
+
+def _largest_remainder(exact: NDArray[np.float64]) -> NDArray[np.int64]:
+    quota: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    rest = round(float(exact.sum())) - int(quota.sum())
+    quota[np.argsort(-(exact - quota), kind="stable")[:rest]] += 1
+    return quota
+
+
+def _all_drawn(share: NDArray[np.float64], block: int) -> bool:
+    quota = _largest_remainder(share / share.sum() * block)
+    return bool((quota[share > 0] > 0).all())
+
+
+def fitting_block(weights: Sequence[float]) -> int:
+    """The block that gives every dataset with a weight a slot: 4096, doubled as often as needed.
+
+    It depends on the weights alone, so that a run draws the same frames whenever it is resumed.
+    """
+    share = np.asarray(weights, np.float64)
+    block = BLOCK
+    if np.isfinite(share).all() and share.sum() > 0 and (share >= 0).all():
+        while block < LARGEST_BLOCK and not _all_drawn(share, block):
+            block *= 2
+    return block
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -95,7 +123,7 @@ class Sampler:
         world: number of ranks.
         rank: this rank.
         batch: samples of one rank at one step.
-        block: slots per block; weights below 1 / block need a larger one.
+        block: slots per block; None for 4096, doubled until every dataset with a weight has a slot.
 
     Raises:
         ValueError: sizes that do not fit, an empty dataset with a weight, a weight too small.
@@ -110,12 +138,13 @@ class Sampler:
         world: int = 1,
         rank: int = 0,
         batch: int = 1,
-        block: int = BLOCK,
+        block: int | None = None,
     ) -> None:
         if len(weights) != len(lengths):
             raise ValueError(f"{len(weights)} weights for {len(lengths)} lengths")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not in a world of {world}")
+        block = fitting_block(weights) if block is None else block
         if batch < 1 or block < 1:
             raise ValueError(f"batch and block must be at least 1, got {batch} and {block}")
         self.seed, self.world, self.rank, self.batch_size = seed, world, rank, batch
@@ -126,14 +155,44 @@ class Sampler:
         if empty.size:
             raise ValueError(f"dataset {int(empty[0])} has a weight but no frames; remove it")
         self._ends = np.cumsum(self.quotas)
+        self._block: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def _layout(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(block,) dataset of each slot of a block, and how many of its own came before it."""
+        if self._block is None or self._block[0] != block:
+            key = _key(self.seed, _BLOCK_STREAM, np.array([block]))
+            place = permute(np.arange(self.block), self.block, key)
+            dataset = np.searchsorted(self._ends, place, side="right")
+            order = np.argsort(dataset, kind="stable")
+            before = np.empty(self.block, np.int64)
+            before[order] = np.arange(self.block) - (self._ends - self.quotas)[dataset[order]]
+            self._block = block, dataset, before
+        return self._block[1:]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps of the world in which as many samples are drawn as the datasets drawn from have.
+
+        With one dataset every frame comes once in them. Of several each comes as its weight says:
+        `passes` tells how often.
+        """
+        frames = int(self.lengths[self.quotas > 0].sum())
+        return frames / (self.world * self.batch_size)
+
+    def passes(self, steps: float) -> NDArray[np.float64]:
+        """(datasets,) how often the frames of each dataset come, on average, in so many steps."""
+        drawn = steps * self.world * self.batch_size * self.quotas / self.block
+        return np.asarray(drawn / np.maximum(self.lengths, 1))
 
     def draw(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n, 2) dataset and frame of global slots (n,)."""
         block, place = np.divmod(np.asarray(slots, np.int64), self.block)
-        place = permute(place, self.block, _key(self.seed, _BLOCK_STREAM, block))
-        dataset = np.searchsorted(self._ends, place, side="right")
-        quota = self.quotas[dataset]
-        nth = block * quota + place - (self._ends[dataset] - quota)
+        dataset, nth = np.empty_like(place), np.empty_like(place)
+        for number in np.unique(block).tolist():
+            here = block == number
+            datasets, before = self._layout(number)
+            dataset[here] = datasets[place[here]]
+            nth[here] = number * self.quotas[dataset[here]] + before[place[here]]
         epoch, entry = np.divmod(nth, self.lengths[dataset])
         frame = permute(
             entry, self.lengths[dataset], _key(self.seed, _EPOCH_STREAM, dataset, epoch)

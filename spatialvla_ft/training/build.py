@@ -31,6 +31,7 @@ from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
 from .augment import Augment
 from .collate import Collator, DepthInput
+from .open_data import open_data
 from .recipe import Depth, Recipe, RecipeError
 from .sample_depth import SampleDepth
 

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -68,6 +69,43 @@ class StepBatches(BatchSampler):
     def __len__(self) -> int:
         """Number of micro-batches left."""
         return self.stop - self.start
+
+
+def make_sampler(run: Run, world: int = 1, rank: int = 0) -> Sampler:
+    """Which frames this rank trains on; a step of it is a micro-batch."""
+    return Sampler(
+        run.recipe.seed,
+        run.weights,
+        [len(dataset) for dataset in run.datasets],
+        world=world,
+        rank=rank,
+        batch=run.recipe.train.batch_size,
+    )
+
+
+def make_loader(run: Run, sampler: Sampler, start: int, stop: int) -> DataLoader[Any]:
+    """Micro-batches `start` to `stop` of a rank, collated; the order is the sampler's."""
+    workers = run.recipe.data.workers
+    return DataLoader(
+        Frames(run),
+        batch_sampler=StepBatches(sampler, start, stop),
+        collate_fn=run.collate,
+        num_workers=workers,
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def epoch_words(run: Run, world: int = 1) -> str:
+    """How many steps an epoch is, and how often each dataset comes in it."""
+    sampler, micro = make_sampler(run, world), run.recipe.train.gradient_accumulation
+    names = [dataset.name for dataset in run.datasets]
+    steps = sampler.steps_per_epoch
+    words = f"one epoch = {steps / micro:,.1f} steps, as many samples as there are frames"
+    if len(names) == 1:
+        return words
+    passes = zip(names, sampler.passes(steps), strict=True)
+    return f"{words}; in it come " + ", ".join(f"{name} {n:.2f} times" for name, n in passes)
 
 
 def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> Path:
@@ -131,22 +169,8 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
     if run.depth is not None:
         _fill_depth(run, accelerator)
     micro = cfg.gradient_accumulation
-    sampler = Sampler(
-        recipe.seed,
-        run.weights,
-        [len(dataset) for dataset in run.datasets],
-        world=accelerator.num_processes,
-        rank=accelerator.process_index,
-        batch=cfg.batch_size,
-    )
-    loader = DataLoader(
-        Frames(run),
-        batch_sampler=StepBatches(sampler, done * micro, cfg.steps * micro),
-        collate_fn=run.collate,
-        num_workers=recipe.data.workers,
-        persistent_workers=False,
-        prefetch_factor=4 if recipe.data.workers else None,
-    )
+    sampler = make_sampler(run, accelerator.num_processes, accelerator.process_index)
+    loader = make_loader(run, sampler, done * micro, cfg.steps * micro)
     batches = iter(loader)
     model.train()
     clock = time.perf_counter()
