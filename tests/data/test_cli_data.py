@@ -61,3 +61,29 @@ def test_help_has_an_example():
     for command in ("index", "stats"):
         done = RUN.invoke(app, ["data", command, "--help"])
         assert f"spatialvla-ft data {command}" in done.stdout
+
+
+def test_statistics_of_a_mixture(demo, tmp_path):
+    """Every dataset, what was dropped, and all as drawn; the fits of what is not excluded."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "schema_version: 1\nmixtures:\n  mine:\n"
+        f"    demo/1.0.0: {{weight: 3, path: {demo}, no_ops: {{tolerance: 1.0}}}}\n"
+    )
+    command = ["data", "stats", "--mixture", "mine", "--file", str(file)]
+    done = RUN.invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["shares"] == {"demo/1.0.0": 1.0}
+    gone, of = found["dropped"]["demo/1.0.0"]["steps without motion"]
+    assert of == 27
+    assert found["datasets"]["demo/1.0.0"]["num_transitions"] == 27 - gone
+    assert set(found["gaussians"]) == {*"xyz", "theta", "phi", "r", "roll", "pitch", "yaw"}
+    shown = RUN.invoke(app, command)
+    assert "100.00% of the draws" in shown.output
+    assert f"{gone} of 27 steps without motion left out" in shown.output
+    excluded = RUN.invoke(app, [*command, "--exclude", "demo"])
+    assert excluded.exit_code == 1
+    both = RUN.invoke(app, [*command, str(demo)])
+    assert both.exit_code == 1
+    assert "and not both" in both.stderr

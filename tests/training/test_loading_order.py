@@ -40,9 +40,10 @@ def run_of(datasets, *, batch, workers=0, seed=5, micro=1, weights=(2.0, 1.0)):
         depth=None,
         augment=None,
         collate=collate,
+        processor=SimpleNamespace(image_size=8),
         recipe=SimpleNamespace(
             seed=seed,
-            data=SimpleNamespace(workers=workers),
+            data=SimpleNamespace(workers=workers, images="fast"),
             train=SimpleNamespace(batch_size=batch, gradient_accumulation=micro),
         ),
     )
