@@ -9,6 +9,7 @@ requests go wrong; `hub.requests` holds every request with its headers.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -74,6 +75,7 @@ class Trouble:
     times: int
     status: int | None
     after: int
+    late: bool = False
 
 
 class FakeHub:
@@ -104,9 +106,12 @@ class FakeHub:
         """Answer with an error status."""
         self.troubles.append(Trouble(method, pattern, times, status, 0))
 
-    def drop(self, method, pattern, times=1, after=0):
-        """Close the connection, after some bytes of the body."""
-        self.troubles.append(Trouble(method, pattern, times, None, after))
+    def drop(self, method, pattern, times=1, after=0, late=False):
+        """Close the connection, after some bytes of the body; `late`: after doing what was asked.
+
+        Without `late`, what would change something is not done.
+        """
+        self.troubles.append(Trouble(method, pattern, times, None, after, late))
 
     def count(self, method, pattern):
         """Requests so far."""
@@ -170,6 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 if trouble is not None and trouble.status is not None:
                     raise _AnswerError(trouble.status, {"error": "made to fail"})
+                if trouble is not None and trouble.late:
+                    with contextlib.suppress(_AnswerError):
+                        self._dispatch()
                 if trouble is not None and self.command not in ("GET", "HEAD"):
                     self.close_connection = True
                     return

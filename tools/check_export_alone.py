@@ -1,6 +1,6 @@
 """Load an export where this package is not, and compare its actions with the stored ones.
 
-    python -I tools/check_export_alone.py exports/b
+    python -I tools/check_export_alone.py exports/b       # or OWNER/NAME on the Hub
 
 Needs torch, transformers, scipy and pillow, nothing of this repository: the code that lies beside
 the weights is what runs. Where the package is installed all the same, it is made impossible to
@@ -30,15 +30,19 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def check(folder: Path) -> dict[str, Any]:
+def check(folder: str) -> dict[str, Any]:
     """What was loaded and how its answers compare with the stored ones."""
     import numpy as np
     import torch
     import transformers
+    from huggingface_hub import hf_hub_download
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-    with safe_open(str(folder / "golden_outputs.safetensors"), "pt") as opened:
+    golden = Path(folder) / "golden_outputs.safetensors"
+    if not Path(folder).is_dir():
+        golden = Path(hf_hub_download(folder, golden.name))
+    with safe_open(str(golden), "pt") as opened:
         stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         keys = json.loads(opened.metadata()["keys"])
     inputs = {n.removeprefix("inputs."): t for n, t in stored.items() if n.startswith("inputs.")}
@@ -54,7 +58,7 @@ def check(folder: Path) -> dict[str, Any]:
         for auto, place in (
             (AutoModel, folder),
             (AutoModelForImageTextToText, folder),
-            (AutoModel, Path(again)),
+            (AutoModel, again),
         ):
             processor = AutoProcessor.from_pretrained(place, trust_remote_code=True)
             model = auto.from_pretrained(place, trust_remote_code=True, dtype=torch.float32).eval()
@@ -84,7 +88,7 @@ def check(folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder")
     folder = parser.parse_args().folder
     sys.meta_path.insert(0, Blocked())
     report = check(folder)

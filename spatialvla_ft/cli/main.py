@@ -22,6 +22,7 @@ from spatialvla_ft.cli import (
     grids_plot,
     init_base,
     plan_memory,
+    push,
     quickstart,
     train,
 )
@@ -40,6 +41,7 @@ app.command("init-base")(init_base.init_base)
 app.command("train")(train.train)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.command("export")(export.export)
+app.command("push")(push.push)
 app.command("bench")(bench.bench)
 data.command("record")(data_record.record)
 data.command("convert")(data_convert.convert)

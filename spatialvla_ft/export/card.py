@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..actions.grid_io import is_one_arm
 from ..actions.spaces import ActionSpace
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.processing_spatialvla import SpatialVLAProcessor
@@ -234,8 +235,13 @@ def _actions(facts: CardFacts) -> str:
             "|---|---|---|---|---|",
             *rows,
             "",
-            "Rotations are roll, pitch and yaw as scipy's 'xyz'. A frame is that of the training "
-            "data's convention; compare it with your robot's before the first run.",
+            "Rotations are roll, pitch and yaw as scipy's 'xyz'. "
+            + (
+                "The released layout records neither units nor frame of a single arm: these are "
+                "the toolkit's convention, so compare them with your robot before the first run."
+                if is_one_arm(grid)
+                else "Compare frames and units with your robot before the first run."
+            ),
             "",
             f"- rate: {rate}",
             f"- chunk: {chunk} action{'s' if chunk > 1 else ''} per prediction, "
