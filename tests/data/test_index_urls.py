@@ -1,9 +1,9 @@
 """Datasets behind a URL: a web server of this machine, and fsspec's memory."""
 
 import http.server
+import os
 import pickle
 import re
-import shutil
 import sys
 import threading
 from functools import partial
@@ -200,11 +200,37 @@ def test_file_urls_are_paths(small):
     assert (small / "frame_index").is_dir()
 
 
-def test_array_records_are_read_from_disks_only(small, serve, tmp_path):
+@pytest.fixture
+def unpacked(small):
+    """The small dataset with its shards written anew as ArrayRecord."""
+    from array_record.python import array_record_module
+
+    for shard in sorted(small.glob("*.tfrecord-*")):
+        data, place = shard.read_bytes(), str(shard).replace("tfrecord", "array_record")
+        writer = array_record_module.ArrayRecordWriter(place, "group_size:1")
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            writer.write(data[12 : 12 + size])
+            data = data[16 + size :]
+        writer.close()
+        shard.unlink()
     path = small / "dataset_info.json"
     path.write_text(path.read_text().replace('"tfrecord"', '"array_record"'))
-    for shard in small.glob("*.tfrecord-*"):
-        shutil.move(shard, str(shard).replace("tfrecord", "array_record"))
-    url, _ = serve(small)
-    with pytest.raises(DatasetError, match=r"ArrayRecord .* copy the dataset to a disk"):
-        build_index(url, out=tmp_path / "index")
+    return small
+
+
+def test_array_records_at_a_url_are_copied_once(unpacked, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPATIALVLA_FT_CACHE", str(tmp_path / "cache"))
+    local = build_index(unpacked, out=tmp_path / "local")
+    url, requests = serve(unpacked)
+    far = build_index(url, out=tmp_path / "far")
+    assert equal(far, local)
+    copies = list((tmp_path / "cache").rglob("*.array_record-*"))
+    assert len(copies) == 2
+    whole = [name for name, start, _ in requests if "array_record" in name and start is None]
+    assert set(whole) == {copy.name for copy in copies}
+    victim = sorted(unpacked.glob("*.array_record-*"))[0]
+    victim.write_bytes(victim.read_bytes() + b"x")
+    os.utime(victim, (1, 1))
+    with pytest.raises(DatasetError, match="stale index"):
+        build_index(url, out=tmp_path / "far")

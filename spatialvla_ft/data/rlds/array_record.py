@@ -3,7 +3,8 @@
 The format compresses every record, so that an image has no bytes of its own in the file: a frame
 is found by the number of its record and its place in the unpacked record. Unpacking an episode for
 one image is dear; the last few are kept. The format checks a hash of every record when it is read,
-which cannot be switched off.
+which cannot be switched off. Its library reads files of this machine only: shards at a URL are
+copied to the cache folder first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.rlds.store import Store
 from spatialvla_ft.data.rlds.tfrecord import Bad, BrokenShardError
 
 KEPT_BYTES = 128 << 20
@@ -68,26 +70,26 @@ def read_records(path: Path, *, on_bad: Bad | None = None) -> Iterator[tuple[int
 class RecordCache:
     """Records of a dataset's shards, the last ones kept in memory; for one process."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._readers: OrderedDict[str, Any] = OrderedDict()
         self._records: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes = 0
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder}
+        return {"_store": self._store}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_folder"])  # type: ignore[misc]
+        self.__init__(state["_store"])  # type: ignore[misc]
 
     def read(self, name: str, number: int) -> bytes:
         """Record `number` of the shard `name`, unpacked."""
         if self._pid != os.getpid():
-            self.__init__(self._folder)  # type: ignore[misc]
+            self.__init__(self._store)  # type: ignore[misc]
         data = self._records.pop((name, number), None)
         if data is None:
-            reader = self._readers.pop(name, None) or open_shard(self._folder / name)
+            reader = self._readers.pop(name, None) or open_shard(self._store.local_file(name))
             self._readers[name] = reader
             if len(self._readers) > 16:
                 self._readers.popitem(last=False)[1].close()
@@ -95,7 +97,7 @@ class RecordCache:
                 data = reader.read([number])[0]
             except RuntimeError as error:
                 raise DatasetError(
-                    f"{self._folder / name}: record {number} cannot be read: {error}; the shard "
+                    f"{self._store.path(name)}: record {number} cannot be read: {error}; the shard "
                     "changed after it was indexed, fetch it again"
                 ) from None
             self._bytes += len(data)

@@ -77,12 +77,6 @@ def write_index(
     """
     leaves = read_features(store)
     info = read_dataset_info(store)
-    if info.file_format == "array_record" and not store.local:
-        raise DatasetError(
-            f"{store.url}: shards in ArrayRecord are read by a library that only knows files of "
-            "this machine; copy the dataset to a disk, or convert it with tfds convert_format "
-            "--out_file_format=tfrecord"
-        )
     shards = shard_table(store, info)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

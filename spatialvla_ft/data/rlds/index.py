@@ -26,11 +26,10 @@ from spatialvla_ft.data.rlds.info import (
     read_features,
     shard_table,
 )
-from spatialvla_ft.data.rlds.store import LocalStore, Store, open_store
+from spatialvla_ft.data.rlds.store import LocalStore, Store, cache_folder, open_store
 from spatialvla_ft.data.rlds.values import from_arrow
 
 INDEX_DIR = "frame_index"
-CACHE_VARIABLE = "SPATIALVLA_FT_CACHE"
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +102,7 @@ def default_place(store: Store) -> Path:
     """Where the index of a dataset lies if nothing else is said."""
     if isinstance(store, LocalStore):
         return store.folder / INDEX_DIR
-    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "spatialvla-ft")
-    return cache / INDEX_DIR / hashlib.sha256(store.url.encode()).hexdigest()[:24]
+    return cache_folder() / INDEX_DIR / hashlib.sha256(store.url.encode()).hexdigest()[:24]
 
 
 def _cure(store: Store, place: Path) -> str:
@@ -161,8 +159,7 @@ class FrameIndex:
         self._meta_shards = meta["shards"]
         self._records: RecordCache | None = None
         if self.file_format == "array_record":
-            assert isinstance(self.store, LocalStore)
-            self._records = RecordCache(self.store.folder)
+            self._records = RecordCache(self.store)
         self.splits: dict[str, range] = {}
         start = 0
         for split, count in meta["splits"].items():

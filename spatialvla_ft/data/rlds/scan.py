@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from spatialvla_ft.data.rlds import array_record, tfrecord
 from spatialvla_ft.data.rlds.columns import Column, Features
 from spatialvla_ft.data.rlds.columns import Store as Take
 from spatialvla_ft.data.rlds.features import Leaf
-from spatialvla_ft.data.rlds.store import LocalStore, Store
+from spatialvla_ft.data.rlds.store import Store
 from spatialvla_ft.data.rlds.wire import Buffer, parse_example
 
 BATCH_STEPS = 65_536
@@ -150,8 +150,8 @@ def _records(
 ) -> Iterator[tuple[int, int, Buffer, int, int]]:
     """(position, base of offsets, buffer, size of the record in it, bytes of the file so far)."""
     if task.file_format == "array_record":
-        folder = cast(LocalStore, store).folder
-        for number, data in array_record.read_records(folder / task.name, on_bad=on_bad):
+        place = store.local_file(task.name)
+        for number, data in array_record.read_records(place, on_bad=on_bad):
             yield number, 0, data, len(data), task.size * number // max(task.expected, 1)
         return
     with closing(store.open(task.name)) as file:

@@ -7,6 +7,7 @@ written into the index and into messages.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import urllib.parse
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from spatialvla_ft.data.errors import DatasetError
 
+CACHE_VARIABLE = "SPATIALVLA_FT_CACHE"
 OPEN_FILES = 16
 READ_AHEAD = 8 << 20
 BLOCK = 1 << 20
@@ -53,6 +55,9 @@ class Store(Protocol):
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file; fewer if it ends before."""
+
+    def local_file(self, name: str) -> Path:
+        """The file on this machine, for libraries that know no other; a copy of one at a URL."""
 
 
 class LocalStore:
@@ -104,6 +109,10 @@ class LocalStore:
                 os.close(self._files.popitem(last=False)[1])
         self._files[name] = file
         return os.pread(file, size, offset)
+
+    def local_file(self, name: str) -> Path:
+        """The file itself."""
+        return self.folder / name
 
 
 class UrlStore:
@@ -221,6 +230,34 @@ class UrlStore:
                 f"where {stop - start} were asked for; copy the dataset to a disk"
             )
         return cast(bytes, data)
+
+    def local_file(self, name: str) -> Path:
+        """A copy of the file in the cache folder, fetched once for each version of it."""
+        (stat,) = self.stats([name])
+        if stat is None:
+            raise DatasetError(f"{self.path(name)} is missing; fetch the dataset again")
+        text = f"{self.path(name)} {stat['size']} {stat['version']}"
+        folder = cache_folder() / "shards" / hashlib.sha256(text.encode()).hexdigest()[:24]
+        place = folder / name
+        if not place.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            scratch = folder / f".{name}.{os.getpid()}"
+            try:
+                self._driver().get_file(self._at(name), str(scratch))
+                if scratch.stat().st_size != stat["size"]:
+                    raise DatasetError(
+                        f"{self.path(name)} came as {scratch.stat().st_size} bytes instead of "
+                        f"{stat['size']}; the transfer was cut short, call again"
+                    )
+                scratch.replace(place)
+            finally:
+                scratch.unlink(missing_ok=True)
+        return place
+
+
+def cache_folder() -> Path:
+    """Where indices and copies of datasets at URLs are kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "spatialvla-ft")
 
 
 def is_url(place: str | Path) -> bool:
