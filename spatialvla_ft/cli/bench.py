@@ -22,6 +22,7 @@ class Part(StrEnum):
     train_step = "train-step"
     codec = "codec"
     depth = "depth"
+    data = "data"
 
 
 class Size(StrEnum):
@@ -49,6 +50,9 @@ def bench(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, taken in turns.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Write the numbers here as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write how the cost of data grows here, as PNG.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Measure speed side by side in one run, with random weights; no files are needed.
@@ -58,7 +62,7 @@ def bench(
     from spatialvla_ft.cli.console import fail_with
 
     with fail_with(ValueError, OSError):
-        reports = [_measure(part, size, device, rounds) for part in parts or list(Part)]
+        reports = [_measure(part, size, device, rounds, plot) for part in parts or list(Part)]
         result = {"reports": [report.to_dict() for report in reports]}
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +74,9 @@ def bench(
         _show(report)
 
 
-def _measure(part: Part, size: Size, device: Device, rounds: int) -> Report:
+def _measure(part: Part, size: Size, device: Device, rounds: int, plot: Path | None) -> Report:
     from spatialvla_ft.bench.codec import bench_codec
+    from spatialvla_ft.bench.data import bench_data
     from spatialvla_ft.bench.depth import bench_depth
     from spatialvla_ft.bench.predict import bench_predict
     from spatialvla_ft.bench.train_logits import bench_train_logits
@@ -79,6 +84,8 @@ def _measure(part: Part, size: Size, device: Device, rounds: int) -> Report:
 
     if part is Part.codec:
         return bench_codec(rounds=rounds)
+    if part is Part.data:
+        return bench_data(rounds=rounds, plot=plot)
     measure: dict[Part, Callable[..., Report]] = {
         Part.predict: bench_predict,
         Part.train_logits: bench_train_logits,

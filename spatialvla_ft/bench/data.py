@@ -1,0 +1,188 @@
+"""Random frames read, decoded and resized: our frame index beside the tf.data graph of today."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..data.rlds.index import build_index
+from .child import Child, run
+from .figures import Figure, Report
+
+FRAMES, HEIGHT, WIDTH = 2000, 256, 320
+"""Of the generated dataset."""
+
+PER_ROUND = 512
+BUFFER = 1000
+"""Frames of tf.data's shuffle buffer."""
+
+WORKERS = (0, 1, 2)
+SIZES = (1, 10, 100)
+"""How many times the generated dataset a larger one is."""
+
+MIXED = (1, 4, 16)
+"""Numbers of datasets."""
+
+OURS, THEIRS = "spatialvla_ft.bench.data_frames", "spatialvla_ft.bench.data_tf"
+GOALS = {"ratio": 3.0, "ratio, same kernel": 1.5, "memory": 300.0}
+
+
+def bench_data(*, rounds: int, plot: Path | None = None) -> Report:
+    """Processor time, frames per second and memory of reading random frames at 224 x 224.
+
+    Args:
+        rounds: timed ones, in which all readers take turns; one more warms up.
+        plot: write how cost grows here, as PNG.
+
+    Raises:
+        ValueError: not on Linux, whose /proc is read.
+    """
+    if sys.platform != "linux":
+        raise ValueError(f"bench data reads /proc, which {sys.platform} lacks; run it on Linux")
+    report = Report(
+        "data",
+        {
+            "frames": FRAMES,
+            "picture": f"{WIDTH} x {HEIGHT}",
+            "per round": PER_ROUND,
+            "buffer": BUFFER,
+            "cores": os.cpu_count(),
+        },
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run(THEIRS, ["write", folder, str(FRAMES), str(HEIGHT), str(WIDTH)])
+        original = Path(folder) / "frames" / "1.0.0"
+        pictures = sum(file.stat().st_size for file in original.glob("*.tfrecord*"))
+        report.settings["bytes per frame"] = round(pictures / FRAMES)
+        _side_by_side(report, original, rounds)
+        curves = {
+            "times the data": _by_size(report, original, rounds),
+            "datasets mixed": _by_number(report, original, rounds),
+        }
+    report.notes += [
+        "larger datasets repeat the shards by hard links; their index is built and read in full",
+        "memory counts pages that processes share once, over a process that imported torch only",
+        "processor time of all processes; fetching ahead is settled before a round ends",
+    ]
+    if plot is not None:
+        from .data_plot import draw
+
+        draw(report, curves, plot)
+    return report
+
+
+def _ask(child: Child, folders: Sequence[Path], path: str, workers: int) -> dict[str, float]:
+    request = {"folders": [str(f) for f in folders], "path": path, "workers": workers}
+    return child.ask({**request, "frames": PER_ROUND})
+
+
+def _side_by_side(report: Report, folder: Path, rounds: int) -> None:
+    """Every reader once per round."""
+    answers: dict[str, list[dict[str, float]]] = {}
+    with (
+        Child(OURS) as ours,
+        Child(THEIRS, ["read", str(folder), str(BUFFER)]) as theirs,
+    ):
+        for timed in (False, *[True] * rounds):
+            for path in ("fast", "parity"):
+                for workers in WORKERS:
+                    answer = _ask(ours, [folder], path, workers)
+                    if timed:
+                        answers.setdefault(f"{path}, {workers} workers", []).append(answer)
+            answer = theirs.ask(PER_ROUND)
+            if timed:
+                answers.setdefault("tf.data", []).append(answer)
+    for name, found in answers.items():
+        report.figures.append(
+            _figure(f"{name}, cpu", _cpu_ms(found), "ms", "processor time per frame, all processes")
+        )
+        rates = [one["frames"] / one["wall"] for one in found]
+        report.figures.append(_figure(f"{name}, rate", rates, "/s", "frames per second of wall"))
+    report.figures.append(
+        _figure(
+            "tf.data, memory",
+            [one["memory_mib"] - one["bare_mib"] for one in answers["tf.data"]],
+            "MiB",
+            "resident memory over a process that imported tensorflow only",
+        )
+    )
+    for name, path in (("ratio", "fast"), ("ratio, same kernel", "parity")):
+        # A ratio per round: what else the machine does then slows both.
+        each = [
+            theirs / ours
+            for theirs, ours in zip(
+                _cpu_ms(answers["tf.data"]),
+                _cpu_ms(answers[f"{path}, {WORKERS[-1]} workers"]),
+                strict=True,
+            )
+        ]
+        counts = f"tf.data's processor time over ours ({path}, {WORKERS[-1]} workers)"
+        report.figures.append(_figure(name, each, "x", f"{counts}; the goal is {GOALS[name]}"))
+
+
+def _by_size(report: Report, folder: Path, rounds: int) -> dict[int, dict[str, float]]:
+    """Cost of one dataset that grows; a fresh process each, so that memory is its own."""
+    found = {}
+    for times in SIZES:
+        grown = folder if times == 1 else _grow(folder, folder.parents[1] / f"x{times}", times)
+        found[times] = _measure(report, f"{times} x data", [grown], rounds)
+    return found
+
+
+def _by_number(report: Report, folder: Path, rounds: int) -> dict[int, dict[str, float]]:
+    """Cost of a mixture of ever more datasets."""
+    found = {}
+    for number in MIXED:
+        copies = [_grow(folder, folder.parents[1] / f"mix{i}", 1) for i in range(number)]
+        found[number] = _measure(report, f"{number} datasets", copies, rounds)
+    return found
+
+
+def _measure(report: Report, name: str, folders: Sequence[Path], rounds: int) -> dict[str, float]:
+    for folder in folders:
+        build_index(folder)  # here, so that its memory is not the reader's
+    with Child(OURS) as child:
+        _ask(child, folders, "fast", 1)
+        answers = [_ask(child, folders, "fast", 1) for _ in range(rounds)]
+    memory = [one["memory_mib"] - one["bare_mib"] for one in answers]
+    counts = f"resident memory over bare torch, 1 worker; the goal is {GOALS['memory']:.0f}"
+    report.figures.append(_figure(f"{name}, memory", memory, "MiB", counts))
+    report.figures.append(
+        _figure(f"{name}, cpu", _cpu_ms(answers), "ms", "processor time per frame, fast, 1 worker")
+    )
+    return {"memory": median(memory), "cpu": median(_cpu_ms(answers))}
+
+
+def _cpu_ms(answers: Sequence[dict[str, float]]) -> list[float]:
+    return [1000 * one["cpu"] / one["frames"] for one in answers]
+
+
+def _figure(name: str, values: Sequence[float], unit: str, counts: str) -> Figure:
+    return Figure(name, median(values), unit, counts, min(values), max(values))
+
+
+def _grow(source: Path, target: Path, times: int) -> Path:
+    """A dataset whose shards are those of `source`, `times` over, as hard links."""
+    directory = target / "frames" / "1.0.0"
+    if directory.is_dir():
+        return directory
+    directory.mkdir(parents=True)
+    info: dict[str, Any] = json.loads((source / "dataset_info.json").read_text())
+    (split,) = info["splits"]
+    shards = sorted(source.glob("*.tfrecord*"))
+    total = times * len(shards)
+    for i in range(total):
+        name = f"{info['name']}-{split['name']}.tfrecord-{i:05d}-of-{total:05d}"
+        os.link(shards[i % len(shards)], directory / name)
+    split["shardLengths"] = split["shardLengths"] * times
+    split.pop("numBytes", None)
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    for name in ("features.json", "card.yaml"):
+        os.link(source / name, directory / name)
+    return directory

@@ -1,0 +1,137 @@
+"""A program of its own, so that its memory and processor time are those of reading alone.
+
+    python -m spatialvla_ft.bench.data_frames
+
+Each line on standard input is JSON: folders of datasets, the image path, workers, frames. Each
+answer is one too: frames, seconds of processor time of this process and its workers, seconds of wall,
+and resident memory, shared pages counted once. It reads /proc, so it runs on Linux.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision  # noqa: F401  (part of the bare process)
+from torch.utils.data import DataLoader, Dataset
+
+SIZE, BATCH, HORIZON = 224, 32, 4
+
+
+def memory_mib(pids: list[int]) -> float:
+    """Resident memory of processes together; a page that n of them share counts once."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+class Squares(Dataset[dict[str, Any]]):
+    """(dataset, frame) to a picture of the model's size with its K, action chunk and words."""
+
+    def __init__(self, datasets: list[Any], path: str) -> None:
+        self.datasets, self.path = datasets, path
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        """One frame, read, decoded and resized."""
+        from spatialvla_ft.data.image_path import fit_step
+
+        dataset, frame = place
+        sample = fit_step(self.datasets[dataset][frame], SIZE, self.path)
+        return {
+            "image": torch.from_numpy(np.require(sample.images["primary"], requirements="W")),
+            "intrinsics": sample.intrinsics["primary"],
+            "action": np.asarray(sample.actions),
+            "text": sample.instruction,
+        }
+
+
+@cache
+def opened(folder: str) -> Any:
+    """A dataset, indexed if it is not yet."""
+    from spatialvla_ft.data.dataset import open_dataset
+
+    return open_dataset(folder, card=None, horizon=HORIZON, cameras=["primary"], depth=False)
+
+
+class Endless:
+    """Batches of random (dataset, frame), each dataset as often as the others."""
+
+    def __init__(self, datasets: list[Any]) -> None:
+        from spatialvla_ft.data.sampler import Sampler
+
+        lengths = [len(dataset) for dataset in datasets]
+        self.sampler = Sampler(0, [1.0] * len(datasets), lengths, batch=BATCH)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """One batch after another."""
+        return (self.sampler.batch(step) for step in count())
+
+
+@cache
+def stream(folders: tuple[str, ...], path: str, workers: int) -> Any:
+    """An endless loader; its workers stay, as in training."""
+    datasets = [opened(folder) for folder in folders]
+    return iter(
+        DataLoader(
+            Squares(datasets, path),
+            batch_sampler=Endless(datasets),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+        )
+    )
+
+
+def read(request: dict[str, Any], bare: float) -> dict[str, float]:
+    """One round of frames from a stream that is there already, or starts now."""
+    batches = stream(tuple(request["folders"]), request["path"], request["workers"])
+    pids = [os.getpid(), *(worker.pid for worker in getattr(batches, "_workers", []))]
+    begin, cpu = time.perf_counter(), cpu_seconds(pids)
+    frames, total = 0, 0
+    while frames < request["frames"]:
+        batch = next(batches)
+        frames += len(batch["image"])
+        total += int(batch["image"][:, 0, 0, 0].sum())
+    wall = time.perf_counter() - begin
+    if request["workers"]:
+        time.sleep(0.5)  # what is fetched ahead belongs to this round: the next begins with it
+    return {
+        "frames": frames,
+        "cpu": cpu_seconds(pids) - cpu,
+        "wall": wall,
+        "memory_mib": memory_mib(pids),
+        "bare_mib": bare,
+    }
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Processor time that running processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    torch.set_num_threads(1)
+    bare = memory_mib([os.getpid()])
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(read(json.loads(line), bare)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
