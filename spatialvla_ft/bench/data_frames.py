@@ -3,8 +3,8 @@
     python -m spatialvla_ft.bench.data_frames
 
 Each line on standard input is JSON: folders of datasets, the image path, workers, frames. Each
-answer is one too: frames, seconds of processor time of this process and its workers, seconds of wall,
-and resident memory, shared pages counted once. It reads /proc, so it runs on Linux.
+answer is one too: frames, seconds of processor time of this process and its workers, seconds of
+wall, and resident memory, shared pages counted once. It reads /proc, so it runs on Linux.
 """
 
 from __future__ import annotations

@@ -183,6 +183,24 @@ def test_fast_is_the_kernel_of_the_processor():
         assert (off > 1.01).mean() < 1e-4
 
 
+@pytest.mark.parametrize(("path", "allowed"), [("parity", 0.01), ("fast", 0.75)])
+def test_the_region_shown_is_the_one_asked_for(path, allowed):
+    """Ramps tell each new pixel's place in the old picture; the region must say the same."""
+    v, u = np.mgrid[0:SIZE, 0:SIZE]
+    image = np.stack([u, v, u], axis=-1).astype(np.uint8)
+    asked = Region(0.1, 0.3, 0.6, 0.5)
+    pixels, shown = fit(image, SIZE, path, asked)
+    values = pixels * 255.0 if pixels.dtype == np.float32 else pixels.astype(float)
+    centres = (np.arange(SIZE) + 0.5) / SIZE
+    inner = slice(4, -4)  # a filter bends the ramp at the border of what was cut out
+    for channel, begin, length in ((0, shown.left, shown.width), (1, shown.top, shown.height)):
+        found = values[..., channel].mean(axis=channel)
+        expected = (begin + centres * length) * SIZE - 0.5
+        np.testing.assert_allclose(found[inner], expected[inner], atol=allowed)
+    for name in ("left", "top", "width", "height"):
+        assert abs(getattr(shown, name) - getattr(asked, name)) < 1 / SIZE
+
+
 def test_no_region_and_the_right_size_change_nothing():
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     for path in ("parity", "fast"):
