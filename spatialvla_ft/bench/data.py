@@ -14,6 +14,8 @@ from typing import Any
 from ..data.rlds.index import build_index
 from .child import Child, run
 from .figures import Figure, Report
+from .index_build import measure_index_build
+from .mixture_start import measure_start, simulate_mixture
 
 FRAMES, HEIGHT, WIDTH = 2000, 256, 320
 """Of the generated dataset."""
@@ -30,6 +32,12 @@ MIXED = (1, 4, 16)
 """Numbers of datasets."""
 
 OURS, THEIRS = "spatialvla_ft.bench.data_frames", "spatialvla_ft.bench.data_tf"
+INDEX_MIB = 1024
+"""Size of the dataset whose index is built."""
+
+MIXTURE = (30, 100_000_000)
+"""Datasets and steps, of all together, of the mixture that is started."""
+
 GOALS = {"ratio": 3.0, "ratio, same kernel": 1.5, "memory": 300.0}
 
 
@@ -65,6 +73,10 @@ def bench_data(*, rounds: int, plot: Path | None = None) -> Report:
             "times the data": _by_size(report, original, rounds),
             "datasets mixed": _by_number(report, original, rounds),
         }
+    with tempfile.TemporaryDirectory() as folder:
+        _index(report, Path(folder), rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        _start(report, Path(folder), rounds)
     report.notes += [
         "larger datasets repeat the shards by hard links; their index is built and read in full",
         "memory counts pages that processes share once, over a process that imported torch only",
@@ -153,10 +165,32 @@ def _measure(report: Report, name: str, folders: Sequence[Path], rounds: int) ->
     memory = [one["memory_mib"] - one["bare_mib"] for one in answers]
     counts = f"resident memory over bare torch, 1 worker; the goal is {GOALS['memory']:.0f}"
     report.figures.append(_figure(f"{name}, memory", memory, "MiB", counts))
+    own = [one["own_mib"] for one in answers]
+    counts = "of it, what is no page of a file: those the system may take back at any time"
+    report.figures.append(_figure(f"{name}, own memory", own, "MiB", counts))
     report.figures.append(
         _figure(f"{name}, cpu", _cpu_ms(answers), "ms", "processor time per frame, fast, 1 worker")
     )
     return {"memory": median(memory), "cpu": median(_cpu_ms(answers))}
+
+
+def _index(report: Report, folder: Path, rounds: int) -> None:
+    found = measure_index_build(folder, mebibytes=INDEX_MIB, repeats=rounds)
+    for way, name in (("floor_read_crc", "read and CRC alone"), ("index_1_worker", "index build")):
+        counts = f"{INDEX_MIB} MiB in one process, warm, CRC on, best run; the goal is 1"
+        report.add(name, found[way]["gib_per_s"], "GiB/s", counts)
+
+
+def _start(report: Report, folder: Path, rounds: int) -> None:
+    number, steps = MIXTURE
+    parts = simulate_mixture(folder, datasets=number, steps=steps)
+    first = measure_start(folder, parts)
+    counts = f"{number} datasets of {steps:,} steps: open, statistics, one batch"
+    report.add("first start", first.seconds, "s", f"{counts}; statistics are computed once")
+    again = [measure_start(folder, parts) for _ in range(rounds)]
+    seconds, memory = [one.seconds for one in again], [one.private_mib for one in again]
+    report.figures.append(_figure("start", seconds, "s", f"{counts}; the goal is 10"))
+    report.figures.append(_figure("start, memory", memory, "MiB", "private memory that it added"))
 
 
 def _cpu_ms(answers: Sequence[dict[str, float]]) -> list[float]:

@@ -27,12 +27,15 @@ from torch.utils.data import DataLoader, Dataset
 SIZE, BATCH, HORIZON = 224, 32, 4
 
 
-def memory_mib(pids: list[int]) -> float:
-    """Resident memory of processes together; a page that n of them share counts once."""
+def memory_mib(pids: list[int], kind: str = "Pss") -> float:
+    """Resident memory of processes together; a page that n of them share counts once.
+
+    Kind "Pss_Anon" leaves out pages of files, which the system may take back at any time.
+    """
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(f"{kind}:"):
                 total += int(line.split()[1])
     return total / 1024
 
@@ -93,7 +96,7 @@ def stream(folders: tuple[str, ...], path: str, workers: int) -> Any:
     )
 
 
-def read(request: dict[str, Any], bare: float) -> dict[str, float]:
+def read(request: dict[str, Any], bare: dict[str, float]) -> dict[str, float]:
     """One round of frames from a stream that is there already, or starts now."""
     batches = stream(tuple(request["folders"]), request["path"], request["workers"])
     pids = [os.getpid(), *(worker.pid for worker in getattr(batches, "_workers", []))]
@@ -111,7 +114,8 @@ def read(request: dict[str, Any], bare: float) -> dict[str, float]:
         "cpu": cpu_seconds(pids) - cpu,
         "wall": wall,
         "memory_mib": memory_mib(pids),
-        "bare_mib": bare,
+        "bare_mib": bare["Pss"],
+        "own_mib": memory_mib(pids, "Pss_Anon") - bare["Pss_Anon"],
     }
 
 
@@ -127,7 +131,7 @@ def cpu_seconds(pids: list[int]) -> float:
 def main() -> None:
     """Answer requests until standard input ends."""
     torch.set_num_threads(1)
-    bare = memory_mib([os.getpid()])
+    bare = {kind: memory_mib([os.getpid()], kind) for kind in ("Pss", "Pss_Anon")}
     for line in sys.stdin:
         sys.stdout.write(json.dumps(read(json.loads(line), bare)) + "\n")
         sys.stdout.flush()

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.bench import data
 from spatialvla_ft.bench.child import Child, run
+from spatialvla_ft.bench.mixture_start import Start
 from spatialvla_ft.cli.main import app
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -18,7 +19,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.fixture
 def toy(monkeypatch):
     sizes = {"FRAMES": 80, "HEIGHT": 48, "WIDTH": 64, "PER_ROUND": 64, "BUFFER": 50}
-    numbers = {"WORKERS": (0, 1), "SIZES": (1, 3), "MIXED": (2,)}
+    numbers = {
+        "WORKERS": (0, 1),
+        "SIZES": (1, 3),
+        "MIXED": (2,),
+        "INDEX_MIB": 2,
+        "MIXTURE": (2, 4000),
+    }
     for name, value in {**sizes, **numbers}.items():
         monkeypatch.setattr(data, name, value)
 
@@ -34,12 +41,13 @@ def check_bench(tmp_path):
     readers = [f"{path}, {n} workers" for path in ("fast", "parity") for n in (0, 1)]
     assert set(figures) == {
         *(f"{name}, {what}" for name in [*readers, "tf.data"] for what in ("cpu", "rate")),
-        *("ratio", "ratio, same kernel", "tf.data, memory"),
-        *(f"{n} x data, {what}" for n in (1, 3) for what in ("cpu", "memory")),
-        *(f"2 datasets, {what}" for what in ("cpu", "memory")),
+        *("ratio", "ratio, same kernel", "tf.data, memory", "index build", "read and CRC alone"),
+        *("first start", "start", "start, memory"),
+        *(f"{n} x data, {what}" for n in (1, 3) for what in ("cpu", "memory", "own memory")),
+        *(f"2 datasets, {what}" for what in ("cpu", "memory", "own memory")),
     }
     for figure in figures.values():
-        assert figure["low"] <= figure["value"] <= figure["high"]
+        assert figure["low"] is None or figure["low"] <= figure["value"] <= figure["high"]
         assert figure["counts"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     return figures
@@ -63,7 +71,7 @@ class Pretended:
         else:
             frames = request["frames"]
             per = 0.004 if request["path"] == "parity" else 0.002
-        memory = {"memory_mib": 500.0, "bare_mib": 400.0}
+        memory = {"memory_mib": 500.0, "bare_mib": 400.0, "own_mib": 40.0}
         return {"frames": frames, "cpu": per * frames, "wall": 0.5, **memory}
 
     def __enter__(self):
@@ -86,12 +94,18 @@ def test_every_figure_is_reported(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "run", written)
     monkeypatch.setattr(data, "Child", Pretended)
     monkeypatch.setattr(data, "build_index", lambda folder: None)
+    start = Start(steps=4000, seconds=3.0, private_mib=20.0, mapped_mib=5.0)
+    monkeypatch.setattr(data, "simulate_mixture", lambda folder, datasets, steps: {})
+    monkeypatch.setattr(data, "measure_start", lambda folder, parts: start)
     figures = check_bench(tmp_path)
     assert figures["ratio"]["value"] == pytest.approx(4)
     assert figures["ratio, same kernel"]["value"] == pytest.approx(2)
     assert figures["fast, 1 workers, cpu"]["value"] == pytest.approx(2)
     assert figures["tf.data, rate"]["value"] == pytest.approx(128)
     assert figures["3 x data, memory"]["value"] == pytest.approx(100)
+    assert figures["3 x data, own memory"]["value"] == pytest.approx(40)
+    assert figures["start"]["value"] == 3
+    assert figures["index build"]["value"] > 0
 
 
 def test_a_grown_dataset_repeats_its_shards(tmp_path):
