@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture
 def toy(monkeypatch):
-    sizes = {"FRAMES": 80, "HEIGHT": 48, "WIDTH": 64, "PER_ROUND": 64, "BUFFER": 50}
+    sizes = {"FRAMES": 160, "HEIGHT": 48, "WIDTH": 64, "PER_ROUND": 64, "BUFFER": 50}
     numbers = {
         "WORKERS": (0, 1),
         "SIZES": (1, 3),
