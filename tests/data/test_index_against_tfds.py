@@ -103,7 +103,7 @@ def test_an_offset_of_one_byte_fails(pairs):
     raw = splits["train"][0][0]
     episode = index.splits["train"][0]
     index._open()
-    batch, row = index._steps.locate(int(index.episode_table["first_step"][episode]))
+    batch, row = index._steps.locate(index._of(episode, "first_step"))
     offset = batch.column(f"{key}@offset")[row].as_py()
     size = batch.column(f"{key}@length")[row].as_py()
     theirs = bytes(leaf_values(raw["steps"], key)[0])

@@ -197,7 +197,7 @@ class FrameIndex:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("_steps", "_episodes", "_step_starts", "episode_table")
+        mapped = ("_steps", "_episodes", "_step_starts", "episode_lengths")
         return {k: v for k, v in self.__dict__.items() if k not in mapped} | {"_pid": -1}
 
     def _check_fresh(self, meta: dict[str, Any]) -> None:
@@ -228,19 +228,18 @@ class FrameIndex:
             raise DatasetError(
                 f"the index {self.path} was built anew after it had been opened; open it again"
             )
-        parts = [self._episodes.batch(i) for i in range(len(self._episodes.starts) - 1)]
-        names = ("shard", "offset", "length", "first_step", "num_steps")
-        self.episode_table: dict[str, NDArray[np.int64]] = {
-            name: np.concatenate([part.column(f"@{name}").to_numpy() for part in parts])
-            for name in names
-        }
         self._pid = os.getpid()
 
-    @property
+    @cached_property
     def episode_lengths(self) -> NDArray[np.int64]:
         """(num_episodes,) steps of every episode."""
         self._open()
-        return self.episode_table["num_steps"]
+        return self._episodes.whole("@num_steps")
+
+    def _of(self, episode: int, what: str) -> int:
+        """`shard`, `offset`, `first_step` or `num_steps` of an episode, from the mapped file."""
+        batch, row = self._episodes.locate(episode)
+        return int(batch.column(f"@{what}")[row].as_py())
 
     def leaf(self, key: str) -> Leaf:
         """The feature called `key`; DatasetError with the names there are."""
@@ -276,7 +275,7 @@ class FrameIndex:
         self._check_episode(episode)
         if leaf.level == "step":
             self._check_step(episode, step)
-            table, row = self._steps, int(self.episode_table["first_step"][episode]) + step
+            table, row = self._steps, self._of(episode, "first_step") + step
         else:
             table, row = self._episodes, episode
         batch, local = table.locate(row)
@@ -289,9 +288,9 @@ class FrameIndex:
             return [self._read(episode, o, n) for o, n in zip(offset, size, strict=True)]
         if size == 0:
             return b""
-        name = self._shards[int(self.episode_table["shard"][episode])]
+        name = self._shards[self._of(episode, "shard")]
         if self._records is not None:
-            record = self._records.read(name, int(self.episode_table["offset"][episode]))
+            record = self._records.read(name, self._of(episode, "offset"))
             data = record[offset : offset + size]
         else:
             data = self.store.read_range(name, offset, size)
@@ -314,7 +313,7 @@ class FrameIndex:
         self._check_episode(episode)
         if leaf.level == "episode":
             return self._rows(leaf, self._episodes, episode, 1)[0]
-        first, count = (int(self.episode_table[n][episode]) for n in ("first_step", "num_steps"))
+        first, count = self._of(episode, "first_step"), self._of(episode, "num_steps")
         return self._rows(leaf, self._steps, first, count)
 
     def value(self, key: str, episode: int, step: int) -> Any:
@@ -324,7 +323,7 @@ class FrameIndex:
         if leaf.level == "episode":
             return self._rows(leaf, self._episodes, episode, 1)[0]
         self._check_step(episode, step)
-        first = int(self.episode_table["first_step"][episode])
+        first = self._of(episode, "first_step")
         return self._rows(leaf, self._steps, first + step, 1)[0]
 
     def _rows(self, leaf: Leaf, table: _Batches, row: int, count: int) -> Any:
@@ -355,7 +354,7 @@ class FrameIndex:
             )
 
     def _check_step(self, episode: int, step: int) -> None:
-        length = int(self.episode_table["num_steps"][episode])
+        length = self._of(episode, "num_steps")
         if not 0 <= step < length:
             raise IndexError(
                 f"step {step} of episode {episode} of {self.name}: it has {length} steps"
@@ -377,6 +376,11 @@ class _Batches:
         if i not in self._cache:
             self._cache[i] = self._reader.get_batch(i)
         return self._cache[i]
+
+    def whole(self, column: str) -> NDArray[np.int64]:
+        """A column of whole numbers over all batches."""
+        parts = [self.batch(i).column(column).to_numpy() for i in range(len(self.starts) - 1)]
+        return np.concatenate(parts)
 
     def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
         """(batch, row in it) of a row of the whole table."""
