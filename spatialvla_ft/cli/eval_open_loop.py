@@ -43,6 +43,7 @@ def open_loop(
             horizon=processor.action_chunk_size,
             split=split,
             window=processor.layout.window,
+            cameras=processor.layout.cameras,
         )
         with Progress(console=Console(stderr=True), disable=as_json) as progress:
             bar = progress.add_task("steps", total=min(frames, len(data)))

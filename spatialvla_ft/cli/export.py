@@ -93,6 +93,7 @@ def export(
                 horizon=processor.action_chunk_size,
                 split=split,
                 window=processor.layout.window,
+                cameras=processor.layout.cameras,
             )
             return recorded_inputs(data, processor, config, count=samples, unnorm_key=unnorm_key)
 

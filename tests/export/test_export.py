@@ -215,6 +215,7 @@ def test_recorded_steps_by_the_command(run, tmp_path, monkeypatch):
         "horizon": 2,
         "split": "val",
         "window": 1,
+        "cameras": ("primary",),
     }
     done = CliRunner().invoke(
         app, [*arguments[:3], str(tmp_path / "2"), "--dataset", "x", "--unnorm-key", "nobody"]
