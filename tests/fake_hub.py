@@ -76,6 +76,7 @@ class Trouble:
     status: int | None
     after: int
     late: bool = False
+    words: str = "made to fail"
 
 
 class FakeHub:
@@ -102,9 +103,9 @@ class FakeHub:
     def repo(self, kind, name):
         return self.repos[kind, name]
 
-    def fail(self, method, pattern, status, times=1):
-        """Answer with an error status."""
-        self.troubles.append(Trouble(method, pattern, times, status, 0))
+    def fail(self, method, pattern, status, times=1, words="made to fail"):
+        """Answer with an error status, and words of the Hub's own."""
+        self.troubles.append(Trouble(method, pattern, times, status, 0, words=words))
 
     def drop(self, method, pattern, times=1, after=0, late=False):
         """Close the connection, after some bytes of the body; `late`: after doing what was asked.
@@ -174,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             trouble = self._trouble()
             try:
                 if trouble is not None and trouble.status is not None:
-                    raise _AnswerError(trouble.status, {"error": "made to fail"})
+                    raise _AnswerError(trouble.status, {"error": trouble.words})
                 if trouble is not None and trouble.late:
                     with contextlib.suppress(_AnswerError):
                         self._dispatch()

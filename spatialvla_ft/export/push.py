@@ -244,7 +244,7 @@ class _Push:
 
     def _error(self, step: str, said: str, status: int | None = None) -> PushError:
         text = f"{step} failed ({said}). {self._state()} {_cure(status, self.plan.repo_id)}"
-        return PushError(text.replace(self.token, "***"))
+        return PushError(text)
 
     def _state(self) -> str:
         """What the repository holds now, as far as the Hub answers."""

@@ -189,6 +189,13 @@ def test_a_hub_that_goes_away_leaves_an_honest_unknown(hub, plan):
     assert "all of this export or none of it" in message
 
 
+def test_a_hub_that_repeats_the_token_is_not_repeated(hub, plan, caplog):
+    hub.fail("POST", COMMIT, 503, words=f"slow down, {TOKEN}")
+    hub.fail("POST", COMMIT, 422, words=f"no room for Bearer {TOKEN}")
+    assert "no room for Bearer ***" in refused(plan)
+    assert "slow down, ***" in caplog.text
+
+
 def test_a_wrong_token_publishes_nothing(hub, plan):
     wrong = "hf_" + "w" * 34
     with pytest.raises(PushError) as caught:
