@@ -94,8 +94,11 @@ class ZoeDepth(FrozenEstimator):
         height, width = pictures.shape[-2:]
         rows, columns = pad_width(height), pad_width(width)
         padded = F.pad(pictures, (columns, columns, rows, rows), mode="reflect")
-        target = (self.resolution, round(self.resolution * 4 / 3))
-        size = network_size(padded.shape[-2], padded.shape[-1], target, self.multiple)
+        tall, wide = padded.shape[-2:]
+        # The library's 3:4 target would give a square larger than the target a larger side.
+        ratio = 1 if tall == wide else 4 / 3
+        target = (self.resolution, round(self.resolution * ratio))
+        size = network_size(tall, wide, target, self.multiple)
         resized = F.interpolate(padded, size, mode=self.resample, align_corners=True)
         return (resized - 0.5) / 0.5
 

@@ -60,7 +60,10 @@ def test_zoedepth_sees_what_its_processor_makes(estimator_of, size, resolution):
     network = estimator_of("zoedepth").network
     estimator = ZoeDepth(network, resolution=resolution, resample="bilinear")
     processor = ZoeDepthImageProcessor(
-        size={"height": resolution, "width": round(resolution * 4 / 3)},
+        size={
+            "height": resolution,
+            "width": resolution if size[0] == size[1] else round(resolution * 4 / 3),
+        },
         ensure_multiple_of=32,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
@@ -85,6 +88,15 @@ def test_zoedepth_gives_what_its_processor_makes_of_the_output(checkpoint_of):
     got = estimator(pixels)
     spread = float(wanted.max() - wanted.min())
     assert float((got - wanted).abs().mean()) < 0.05 * spread
+
+
+@pytest.mark.parametrize("side", [224, 80])
+def test_a_resolution_is_what_the_network_gets_of_a_square(estimator_of, side):
+    network = estimator_of("zoedepth").network
+    pixels = torch.rand(1, 3, side, side)
+    for resolution in (64, 96, 128, 192):
+        got = ZoeDepth(network, resolution=resolution).network_input(pixels)
+        assert got.shape[-2:] == (resolution, resolution)
 
 
 @pytest.mark.parametrize("resolution", [48, 80, 100, 32, 0])
