@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
-from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.features import Leaf
 from spatialvla_ft.data.rlds.index import FrameIndex
+from spatialvla_ft.data.rlds_store import RldsStore
 
 Kind = Literal["picture", "depth", "numbers", "words"]
 BROAD = 256
@@ -88,49 +88,15 @@ class Source(Protocol):
         """(H, W) depth as it is stored, or None where there is none."""
 
 
-class RldsSource:
-    """An RLDS dataset through its frame index."""
+class RldsSource(RldsStore):
+    """An RLDS dataset through its frame index, with what it says of its features."""
 
     def __init__(self, index: FrameIndex) -> None:
-        self.index = index
+        super().__init__(index)
         self.name, self.version, self.format = index.name, index.version, "RLDS"
         self.fields = tuple(map(_field, index.leaves.values()))
         self.fps: float | None = None
         self.robot: str | None = None
-
-    @property
-    def splits(self) -> Mapping[str, range]:
-        """Name of a split to its episodes."""
-        return self.index.splits
-
-    @property
-    def episode_lengths(self) -> Int64[np.ndarray, " n"]:
-        """Steps of every episode."""
-        return self.index.episode_lengths
-
-    def trajectory(self, episode: int, keys: tuple[str, ...]) -> Mapping[str, Any]:
-        """Columns of an episode."""
-        return self.index.trajectory(episode, keys)
-
-    def value(self, key: str, episode: int, step: int) -> Any:
-        """A column at one step."""
-        return self.index.value(key, episode, step)
-
-    def rgb(self, key: str, episode: int, step: int) -> UInt8[np.ndarray, "H W 3"] | None:
-        """A picture, or None where the bytes are empty."""
-        if self.index.leaf(key).kind != "image":
-            pixels: np.ndarray = self.index.value(key, episode, step)
-            return pixels
-        data = self.index.image_bytes(episode, step, key)
-        return decode_rgb(data) if data else None
-
-    def stored_depth(self, key: str, episode: int, step: int) -> NDArray[Any] | None:
-        """(H, W) depth as it is stored, or None where the bytes are empty."""
-        leaf = self.index.leaf(key)
-        if leaf.kind != "image":
-            return np.asarray(self.index.value(key, episode, step)).squeeze()
-        data = self.index.image_bytes(episode, step, key)
-        return decode_depth(data, leaf.dtype) if data else None
 
 
 def _field(leaf: Leaf) -> Field:
