@@ -32,8 +32,8 @@ from torch.optim.optimizer import (
 
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
-from ..training.build import trainable_part
 from ..training.recipe import Recipe
+from ..training.trainable import trainable_part
 from .allocator_peak import allocator_peak
 from .fake_values import RealIntegers, fake_module
 from .tensor_bytes import TensorBytes

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from spatialvla_ft.training.build import Run
+    from spatialvla_ft.training.run import Run
 
 
 @contextmanager
@@ -52,7 +52,7 @@ class TrainingLog:
 @contextmanager
 def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
     """Say what is trained, then show progress; nothing when quiet."""
-    from spatialvla_ft.training.loop import epoch_words
+    from spatialvla_ft.training.batches import epoch_words
 
     if quiet:
         yield TrainingLog(None)

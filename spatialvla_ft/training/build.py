@@ -5,26 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
 from ..data.fits import MixtureActions
-from ..data.sample import Sample
 from ..data.sample_dataset import SampleDataset
 from ..data.statistics import dataset_statistics, proprio_statistics
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
-from ..models.checkpointing import checkpoint_activations
-from ..models.lora import adapt_to_grid, attach_lora, fingerprint, spatial_rows
+from ..models.lora import adapt_to_grid, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
@@ -33,52 +29,11 @@ from .augment import Augment
 from .collate import Collator, DepthInput
 from .open_data import open_data
 from .recipe import Depth, Recipe, RecipeError
+from .run import Run
 from .sample_depth import SampleDepth
+from .trainable import trainable_part
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """Everything a training loop needs.
-
-    Attributes:
-        recipe: what was asked for.
-        model: trainable; a peft model when the recipe has `lora`.
-        processor: with the grid, statistics and intrinsics of this data.
-        datasets: what is trained on, and `weights`, their shares of the batches.
-        heldout: episodes kept for validation, per dataset; empty without a holdout.
-        collate: samples to model inputs.
-        augment: what training varies, or None.
-        depth: gives samples estimated depth, before augmentation; None where they bring their own
-            or the model estimates it.
-        rows: spatial table and head rows before training (adapters need them to be loaded again).
-        base_fingerprint: of the checkpoint that training started from; None for a new model.
-        overrides: config fields that differ from the base's.
-    """
-
-    recipe: Recipe
-    model: nn.Module
-    processor: SpatialVLAProcessor
-    datasets: list[SampleDataset]
-    weights: list[float]
-    heldout: list[SampleDataset]
-    collate: Collator
-    augment: Augment | None
-    rows: dict[str, Tensor]
-    base_fingerprint: str | None
-    overrides: dict[str, Any]
-    depth: SampleDepth | None = None
-
-    def sample(self, dataset: SampleDataset, frame: int) -> Sample:
-        """A sample as recorded, with the depth that this run uses."""
-        found = dataset[frame]
-        return found if self.depth is None else self.depth(found)
-
-    @property
-    def spatialvla(self) -> SpatialVLAForConditionalGeneration:
-        """The SpatialVLA model itself, inside or without a peft model."""
-        return self.model.get_base_model() if self.recipe.lora else self.model
 
 
 def build(recipe: Recipe) -> Run:
@@ -149,28 +104,6 @@ def build(recipe: Recipe) -> Run:
         base_fingerprint=base_fingerprint,
         overrides=overrides,
         depth=_depth(recipe, model, layout.cameras),
-    )
-
-
-def trainable_part(recipe: Recipe, model: SpatialVLAForConditionalGeneration) -> nn.Module:
-    """The model as it is trained: with adapters and the rest frozen, or with `train.freeze`."""
-    if recipe.train.activation_checkpointing:
-        checkpoint_activations(model)
-    if recipe.lora is None:
-        freeze = recipe.train.freeze
-        _freeze(model, model.config.frozen_parameters if freeze is None else freeze)
-        return model
-    torch.manual_seed(recipe.seed)  # the adapters' first values
-    return attach_lora(
-        model,
-        rank=recipe.lora.rank,
-        alpha=recipe.lora.alpha,
-        dropout=recipe.lora.dropout,
-        targets=recipe.lora.targets,
-        train_whole=(
-            *recipe.lora.train_whole,
-            *(("observation_tokens",) if model.config.observes_more else ()),
-        ),
     )
 
 
@@ -366,17 +299,3 @@ def _depth(
         )
     estimator = DeferredEstimator(DepthSpec(str(asked.checkpoint), asked.resolution))
     return SampleDepth(estimator, DepthCache(asked.cache), cameras)
-
-
-def _freeze(model: SpatialVLAForConditionalGeneration, prefixes: Sequence[str]) -> None:
-    unused = set(prefixes)
-    for name, parameter in model.named_parameters():
-        hit = [prefix for prefix in prefixes if name.startswith(prefix)]
-        unused -= set(hit)
-        if hit:
-            parameter.requires_grad_(False)
-    if unused:
-        top = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
-        raise RecipeError(
-            f"train.freeze names no parameter: {sorted(unused)}; parameters begin with {top}"
-        )

@@ -2,110 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset
-from transformers import get_scheduler
 
-from ..data.image_path import fit_step
-from ..data.sample import Sample
 from ..data.sampler import Sampler
 from ..models.lora import save_adapter
 from . import checkpoints
-from .build import Run
-from .metrics import token_accuracy
+from .batches import make_loader, make_sampler
+from .identity import identity
+from .metrics import Throughput, token_accuracy
+from .optimisation import make_optimizer, make_scheduler
+from .run import Run
 from .trackers import forget_after, make_trackers
+from .validation import validate
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, dict[str, float]], None]
-
-
-class Frames(Dataset[Sample]):
-    """(dataset, frame, global slot) to a sample of the model's size, augmented by its slot."""
-
-    def __init__(self, run: Run) -> None:
-        self.datasets = run.datasets
-        self.depth = run.depth
-        self.augment = run.augment
-        self.seed = run.recipe.seed
-        self.size = run.processor.image_size
-        self.path = run.recipe.data.images
-
-    def __getitem__(self, place: tuple[int, int, int]) -> Sample:
-        """The sample at a frame of a dataset."""
-        dataset, frame, slot = place
-        sample = self.datasets[dataset][frame]
-        if self.depth is not None:
-            sample = self.depth(sample)
-        if self.augment is None:
-            return fit_step(sample, self.size, self.path)
-        return self.augment(sample, slot, self.seed, size=self.size, path=self.path)
-
-
-class StepBatches(BatchSampler):
-    """Batches of this rank, from a step on; a pure function of the step."""
-
-    def __init__(self, sampler: Sampler, start: int, stop: int) -> None:
-        self.sampler, self.start, self.stop = sampler, start, stop
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        """One list of (dataset, frame, global slot) per micro-batch."""
-        for step in range(self.start, self.stop):
-            slots = self.sampler.slots(step).tolist()
-            yield [(d, f, g) for (d, f), g in zip(self.sampler.batch(step), slots, strict=True)]
-
-    def __len__(self) -> int:
-        """Number of micro-batches left."""
-        return self.stop - self.start
-
-
-def make_sampler(run: Run, world: int = 1, rank: int = 0) -> Sampler:
-    """Which frames this rank trains on; a step of it is a micro-batch."""
-    return Sampler(
-        run.recipe.seed,
-        run.weights,
-        [len(dataset) for dataset in run.datasets],
-        world=world,
-        rank=rank,
-        batch=run.recipe.train.batch_size,
-    )
-
-
-def make_loader(run: Run, sampler: Sampler, start: int, stop: int) -> DataLoader[Any]:
-    """Micro-batches `start` to `stop` of a rank, collated; the order is the sampler's."""
-    workers = run.recipe.data.workers
-    return DataLoader(
-        Frames(run),
-        batch_sampler=StepBatches(sampler, start, stop),
-        collate_fn=run.collate,
-        num_workers=workers,
-        persistent_workers=False,
-        prefetch_factor=4 if workers else None,
-    )
-
-
-def epoch_words(run: Run, world: int = 1) -> str:
-    """How many steps an epoch is, and how often each dataset comes in it."""
-    sampler, micro = make_sampler(run, world), run.recipe.train.gradient_accumulation
-    names = [dataset.name for dataset in run.datasets]
-    steps = sampler.steps_per_epoch
-    words = f"one epoch = {steps / micro:,.1f} steps, as many samples as there are frames"
-    if len(names) == 1:
-        return words
-    passes = zip(names, sampler.passes(steps), strict=True)
-    return f"{words}; in it come " + ", ".join(f"{name} {n:.2f} times" for name, n in passes)
 
 
 def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> Path:
@@ -119,127 +39,155 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
     Raises:
         FloatingPointError: the loss is not finite; the batch is named.
     """
-    recipe, cfg = run.recipe, run.recipe.train
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    output = Path(recipe.output)
-    folder = output / "checkpoints"
-    existing = checkpoints.all_checkpoints(folder) if resume else []
-    begin = checkpoints.step_of(existing[-1]) if existing else 0
-    accelerator = Accelerator(
-        mixed_precision="no" if cfg.precision == "float32" else cfg.precision,
-        gradient_accumulation_steps=cfg.gradient_accumulation,
-        log_with=make_trackers(cfg.trackers, output, begin),
-        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output)),
-    )
-    parameters = [p for p in run.model.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        parameters,
-        lr=cfg.learning_rate,
-        betas=cfg.betas,
-        weight_decay=cfg.weight_decay,
-        fused=True,
-    )
-    scheduler = get_scheduler(
-        "constant_with_warmup" if cfg.schedule == "constant" else cfg.schedule,
-        optimizer,
-        num_warmup_steps=round(cfg.warmup * cfg.steps),
-        num_training_steps=cfg.steps,
-    )
-    model, optimizer = accelerator.prepare(run.model, optimizer)
-
-    identity = {"recipe": _identity(run), "world": accelerator.num_processes}
-    done = 0
-    if existing:
-        done = checkpoints.load(
-            existing[-1],
-            accelerator.unwrap_model(model),
-            optimizer,
-            scheduler,
-            expected={"recipe": identity["recipe"]},
-        )
-        logger.info("resuming from %s", existing[-1])
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        (output / "recipe.yaml").write_text(content)
-        forget_after(output / "metrics.jsonl", done)
-    accelerator.init_trackers("spatialvla_ft")
-
+    if run.recipe.train.threads is not None:
+        torch.set_num_threads(run.recipe.train.threads)
+    loop = Loop(run, on_log)
+    loop.begin(resume)
     if run.depth is not None:
-        _fill_depth(run, accelerator)
-    micro = cfg.gradient_accumulation
-    sampler = make_sampler(run, accelerator.num_processes, accelerator.process_index)
-    loader = make_loader(run, sampler, done * micro, cfg.steps * micro)
-    batches = iter(loader)
-    model.train()
-    clock = time.perf_counter()
-    waited, samples = 0.0, 0
-    for step in range(done, cfg.steps):
-        losses, outputs, batch = [], None, {}
-        for k in range(micro):
-            started = time.perf_counter()
-            batch = {n: t.to(accelerator.device) for n, t in next(batches).items()}
-            waited += time.perf_counter() - started
-            samples += batch["input_ids"].shape[0] * accelerator.num_processes
-            torch.manual_seed(_seed(recipe.seed, step * micro + k, accelerator.process_index))
-            with accelerator.accumulate(model):
-                outputs = model(**batch, logits_to_keep="labels")
-                _check_finite(outputs.loss, sampler, step * micro + k, run)
-                accelerator.backward(outputs.loss)
-                norm = None
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(parameters, cfg.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(outputs.loss.detach())
-        scheduler.step()
-        completed = step + 1
-        if completed % cfg.log_every == 0 or completed == cfg.steps:
-            elapsed = time.perf_counter() - clock
-            loss = accelerator.gather(torch.stack(losses).mean()[None]).mean()
-            labels = batch["labels"][:, 1:]
-            values = {
-                "loss": float(loss),
-                **token_accuracy(
-                    outputs.logits,
-                    labels[labels != -100],
-                    run.spatialvla.config,
-                    run.processor.grid.slots,
-                ),
-                "learning_rate": scheduler.get_last_lr()[0],
-                "grad_norm": float(norm),
-                "samples_per_second": samples / elapsed,
-                "data_wait_share": waited / elapsed,
-            }
-            accelerator.log(values, step=completed)
-            if on_log is not None and accelerator.is_main_process:
-                on_log(completed, values)
-            clock, waited, samples = time.perf_counter(), 0.0, 0
-        if run.heldout and (completed % cfg.validate_every == 0 or completed == cfg.steps):
-            values = validate(run, accelerator.unwrap_model(model), cfg.validate_samples)
-            accelerator.log(values, step=completed)
-            if on_log is not None and accelerator.is_main_process:
-                on_log(completed, values)
-            model.train()
-        if accelerator.is_main_process and (
-            completed % cfg.save_every == 0 or completed == cfg.steps
-        ):
-            checkpoints.save(
-                folder,
-                completed,
-                accelerator.unwrap_model(model),
-                optimizer,
-                scheduler,
-                keep_last=cfg.keep_last,
-                extra=identity,
+        _fill_depth(run, loop.accelerator)
+    loop.run_steps()
+    return loop.finish()
+
+
+class Loop:
+    """A run in progress: the model on its device, the optimiser, and how many steps are done."""
+
+    def __init__(self, run: Run, on_log: Progress | None = None) -> None:
+        self.run = run
+        self.on_log = on_log
+        self.output = Path(run.recipe.output)
+        self.folder = self.output / "checkpoints"
+        self.done = 0
+
+    def begin(self, resume: bool) -> None:
+        """Put everything on its device and take up the newest checkpoint, if there is one."""
+        recipe, cfg = self.run.recipe, self.run.recipe.train
+        existing = checkpoints.all_checkpoints(self.folder) if resume else []
+        start = checkpoints.step_of(existing[-1]) if existing else 0
+        self.accelerator = Accelerator(
+            mixed_precision="no" if cfg.precision == "float32" else cfg.precision,
+            gradient_accumulation_steps=cfg.gradient_accumulation,
+            log_with=make_trackers(cfg.trackers, self.output, start),
+            project_config=ProjectConfiguration(
+                project_dir=str(self.output), logging_dir=str(self.output)
+            ),
+        )
+        self.parameters = [p for p in self.run.model.parameters() if p.requires_grad]
+        optimizer = make_optimizer(self.parameters, cfg)
+        self.scheduler = make_scheduler(optimizer, cfg)
+        self.model, self.optimizer = self.accelerator.prepare(self.run.model, optimizer)
+        self.identity = {"recipe": identity(self.run), "world": self.accelerator.num_processes}
+        if existing:
+            self.done = checkpoints.load(
+                existing[-1],
+                self.accelerator.unwrap_model(self.model),
+                self.optimizer,
+                self.scheduler,
+                expected={"recipe": self.identity["recipe"]},
             )
-    accelerator.wait_for_everyone()
-    result = output / "final"
-    if accelerator.is_main_process:
-        save_result(run, accelerator.unwrap_model(model), result)
-    accelerator.end_training()
-    return result
+            logger.info("resuming from %s", existing[-1])
+        if self.accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+            (self.output / "recipe.yaml").write_text(content)
+            forget_after(self.output / "metrics.jsonl", self.done)
+        self.accelerator.init_trackers("spatialvla_ft")
+
+    def run_steps(self) -> None:
+        """All steps that are left; logs, validates and saves on the way."""
+        cfg, accelerator = self.run.recipe.train, self.accelerator
+        micro = cfg.gradient_accumulation
+        sampler = make_sampler(self.run, accelerator.num_processes, accelerator.process_index)
+        loader = make_loader(self.run, sampler, self.done * micro, cfg.steps * micro)
+        batches = iter(loader)
+        self.model.train()
+        throughput = Throughput()
+        for step in range(self.done, cfg.steps):
+            losses = []
+            for k in range(micro):
+                with throughput.waiting():
+                    batch = {n: t.to(accelerator.device) for n, t in next(batches).items()}
+                throughput.count(batch["input_ids"].shape[0] * accelerator.num_processes)
+                loss, logits, norm = self.micro_step(batch, step * micro + k, sampler)
+                losses.append(loss)
+            self.scheduler.step()
+            self.done = step + 1
+            last = self.done == cfg.steps
+            if last or self.done % cfg.log_every == 0:
+                values = self.metrics(losses, logits, batch["labels"], norm)
+                self.log({**values, **throughput.restart()})
+            if self.run.heldout and (last or self.done % cfg.validate_every == 0):
+                plain = accelerator.unwrap_model(self.model)
+                self.log(validate(self.run, plain, cfg.validate_samples))
+                self.model.train()
+            if last or self.done % cfg.save_every == 0:
+                self.save()
+
+    def micro_step(
+        self, batch: dict[str, Tensor], step: int, sampler: Sampler
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Forward, backward, and the optimiser's turn where an accumulation ends.
+
+        Returns:
+            the loss, the logits of label rows, and the gradient's norm before clipping (None
+            inside an accumulation).
+        """
+        accelerator, cfg = self.accelerator, self.run.recipe.train
+        torch.manual_seed(_seed(self.run.recipe.seed, step, accelerator.process_index))
+        with accelerator.accumulate(self.model):
+            outputs = self.model(**batch, logits_to_keep="labels")
+            _check_finite(outputs.loss, sampler, step, self.run)
+            accelerator.backward(outputs.loss)
+            norm = None
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(self.parameters, cfg.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return outputs.loss.detach(), outputs.logits.detach(), norm
+
+    def metrics(
+        self, losses: list[Tensor], logits: Tensor, labels: Tensor, norm: Tensor | None
+    ) -> dict[str, float]:
+        """What a step tells: loss over all ranks, accuracy by token type, rate, norm."""
+        run = self.run
+        labels = labels[:, 1:]
+        loss = self.accelerator.gather(torch.stack(losses).mean()[None]).mean()
+        return {
+            "loss": float(loss),
+            **token_accuracy(
+                logits, labels[labels != -100], run.spatialvla.config, run.processor.grid.slots
+            ),
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "grad_norm": float("nan") if norm is None else float(norm),
+        }
+
+    def log(self, values: dict[str, float]) -> None:
+        """To all trackers and to the caller."""
+        self.accelerator.log(values, step=self.done)
+        if self.on_log is not None and self.accelerator.is_main_process:
+            self.on_log(self.done, values)
+
+    def save(self) -> None:
+        """A checkpoint of the steps done so far."""
+        if self.accelerator.is_main_process:
+            checkpoints.save(
+                self.folder,
+                self.done,
+                self.accelerator.unwrap_model(self.model),
+                self.optimizer,
+                self.scheduler,
+                keep_last=self.run.recipe.train.keep_last,
+                extra=self.identity,
+            )
+
+    def finish(self) -> Path:
+        """Write the result and close the trackers."""
+        self.accelerator.wait_for_everyone()
+        result = self.output / "final"
+        if self.accelerator.is_main_process:
+            save_result(self.run, self.accelerator.unwrap_model(self.model), result)
+        self.accelerator.end_training()
+        return result
 
 
 def save_result(run: Run, model: nn.Module, folder: Path) -> None:
@@ -259,36 +207,6 @@ def save_result(run: Run, model: nn.Module, folder: Path) -> None:
         run.processor.save_pretrained(folder)
 
 
-@torch.no_grad()
-def validate(run: Run, model: nn.Module, count: int) -> dict[str, float]:
-    """Loss and token accuracy on held-out episodes, on the same evenly spaced frames each time."""
-    model.eval()
-    device = next(model.parameters()).device
-    totals: dict[str, float] = {}
-    batches = 0
-    for dataset in run.heldout:
-        frames = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
-        for start in range(0, len(frames), run.recipe.train.batch_size):
-            chosen = frames[start : start + run.recipe.train.batch_size]
-            batch = run.collate([run.sample(dataset, i) for i in chosen])
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            outputs = model(**batch, logits_to_keep="labels")
-            labels = batch["labels"][:, 1:]
-            values = {
-                "loss": float(outputs.loss),
-                **token_accuracy(
-                    outputs.logits,
-                    labels[labels != -100],
-                    run.spatialvla.config,
-                    run.processor.grid.slots,
-                ),
-            }
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + value
-            batches += 1
-    return {f"validation/{name}": total / batches for name, total in totals.items()}
-
-
 def _fill_depth(run: Run, accelerator: Accelerator) -> None:
     """Estimate what the cache lacks, each process its share, before any worker asks for it."""
     assert run.depth is not None
@@ -302,22 +220,6 @@ def _fill_depth(run: Run, accelerator: Accelerator) -> None:
         logger.info("%d pictures estimated, %d were cached", filled.estimated, filled.found)
     accelerator.wait_for_everyone()
     run.depth.estimator.release()
-
-
-def _identity(run: Run) -> str:
-    """Fingerprint of what must not change between a run and its continuation."""
-    content = run.recipe.model_dump(mode="json")
-    content["data"].pop("workers")
-    for name in ("threads", "log_every", "save_every", "keep_last", "trackers"):
-        content["train"].pop(name)
-    for name in ("validate_every", "validate_samples", "activation_checkpointing"):
-        content["train"].pop(name)
-    content.pop("output")
-    if run.depth is not None:
-        for name in ("cache", "batch_size", "checkpoint"):
-            content["data"]["depth"].pop(name)
-        content["data"]["depth"]["fingerprint"] = run.depth.estimator.fingerprint
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -1,8 +1,10 @@
-"""What a step tells: accuracy of each token type, besides the loss."""
+"""What a step tells besides the loss: accuracy of each token type, and how fast it goes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,3 +29,34 @@ def token_accuracy(
         if bool(of_type.any()):
             result[f"accuracy/{slot.name}"] = float(right[of_type].float().mean())
     return result
+
+
+class Throughput:
+    """Samples per second, and the share of time spent waiting for data, since the last restart."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._began, self._waited, self._samples = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside counts as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def count(self, samples: int) -> None:
+        """More samples were trained on, over all ranks."""
+        self._samples += samples
+
+    def restart(self) -> dict[str, float]:
+        """The figures so far; counting begins anew."""
+        elapsed = time.perf_counter() - self._began
+        values = {
+            "samples_per_second": self._samples / elapsed,
+            "data_wait_share": self._waited / elapsed,
+        }
+        self._begin()
+        return values

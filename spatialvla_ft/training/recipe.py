@@ -233,6 +233,11 @@ class Train(Section):
 
     None leaves it to the base, whose config may say `frozen_parameters`: a base that
     `init-base` made names its text embeddings. [] trains everything."""
+    only: list[str] | None = Field(None, min_length=1)
+    """Parameter names, or their beginnings, that are trained; all else stays (no lora, no freeze).
+
+    The paper's spatial embedding adaptation alone: [spatial_embed_tokens, position_embedding_3d].
+    """
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=1)
@@ -255,7 +260,14 @@ class Recipe(Section):
     train: Train
 
     @model_validator(mode="after")
-    def _adapter_has_a_base(self) -> Recipe:
+    def _parts_fit(self) -> Recipe:
+        if self.train.only is not None and self.lora is not None:
+            raise ValueError(
+                "train.only is for training without adapters; with lora, name modules that are "
+                "trained whole in lora.train_whole, and remove train.only"
+            )
+        if self.train.only is not None and self.train.freeze is not None:
+            raise ValueError("set at most one of train.only and train.freeze")
         if self.lora is not None and self.model.new is not None:
             raise ValueError(
                 "lora needs model.base: an adapter of a new model has no base to come back to. "

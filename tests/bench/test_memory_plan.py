@@ -16,8 +16,8 @@ from spatialvla_ft.bench.memory_plan import MemoryPlan, measure_memory, plan_mem
 from spatialvla_ft.bench.sizes import bench_config
 from spatialvla_ft.bench.workloads import config_of, make_inputs
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.training.build import trainable_part
 from spatialvla_ft.training.recipe import Recipe, RecipeError
+from spatialvla_ft.training.trainable import trainable_part
 
 TEXT = {
     "hidden_size": 64,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialvla_ft.data.sampler import BLOCK, Sampler
-from spatialvla_ft.training.loop import epoch_words, make_loader, make_sampler
+from spatialvla_ft.training.batches import epoch_words, make_loader, make_sampler
 
 GLOBAL = 1680  # divides among 1 to 8 ranks with two micro-batches each
 

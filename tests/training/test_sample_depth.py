@@ -21,8 +21,9 @@ from spatialvla_ft.depth.cached import from_bytes
 from spatialvla_ft.depth.load import DeferredEstimator, DepthSpec, load_depth_estimator
 from spatialvla_ft.depth.packing import RELATIVE_ERROR
 from spatialvla_ft.training.augment import Augment
+from spatialvla_ft.training.batches import Frames
 from spatialvla_ft.training.build import build
-from spatialvla_ft.training.loop import Frames, train
+from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.recipe import RecipeError
 from spatialvla_ft.training.sample_depth import SampleDepth
 

@@ -1,0 +1,89 @@
+"""Batches of a run: which frames a rank gets, read by workers, prepared for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from ..data.image_path import fit_step
+from ..data.sample import Sample
+from ..data.sampler import Sampler
+from .run import Run
+
+
+class Frames(Dataset[Sample]):
+    """(dataset, frame, global slot) to a sample of the model's size, augmented by its slot."""
+
+    def __init__(self, run: Run) -> None:
+        self.datasets = run.datasets
+        self.depth = run.depth
+        self.augment = run.augment
+        self.seed = run.recipe.seed
+        self.size = run.processor.image_size
+        self.path = run.recipe.data.images
+
+    def __getitem__(self, place: tuple[int, int, int]) -> Sample:
+        """The sample at a frame of a dataset."""
+        dataset, frame, slot = place
+        sample = self.datasets[dataset][frame]
+        if self.depth is not None:
+            sample = self.depth(sample)
+        if self.augment is None:
+            return fit_step(sample, self.size, self.path)
+        return self.augment(sample, slot, self.seed, size=self.size, path=self.path)
+
+
+class StepBatches(BatchSampler):
+    """Batches of this rank, from a step on; a pure function of the step."""
+
+    def __init__(self, sampler: Sampler, start: int, stop: int) -> None:
+        self.sampler, self.start, self.stop = sampler, start, stop
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        """One list of (dataset, frame, global slot) per micro-batch."""
+        for step in range(self.start, self.stop):
+            slots = self.sampler.slots(step).tolist()
+            yield [(d, f, g) for (d, f), g in zip(self.sampler.batch(step), slots, strict=True)]
+
+    def __len__(self) -> int:
+        """Number of micro-batches left."""
+        return self.stop - self.start
+
+
+def make_sampler(run: Run, world: int = 1, rank: int = 0) -> Sampler:
+    """Which frames this rank trains on; a step of it is a micro-batch."""
+    return Sampler(
+        run.recipe.seed,
+        run.weights,
+        [len(dataset) for dataset in run.datasets],
+        world=world,
+        rank=rank,
+        batch=run.recipe.train.batch_size,
+    )
+
+
+def make_loader(run: Run, sampler: Sampler, start: int, stop: int) -> DataLoader[Any]:
+    """Micro-batches `start` to `stop` of a rank, collated; the order is the sampler's."""
+    workers = run.recipe.data.workers
+    return DataLoader(
+        Frames(run),
+        batch_sampler=StepBatches(sampler, start, stop),
+        collate_fn=run.collate,
+        num_workers=workers,
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def epoch_words(run: Run, world: int = 1) -> str:
+    """How many steps an epoch is, and how often each dataset comes in it."""
+    sampler, micro = make_sampler(run, world), run.recipe.train.gradient_accumulation
+    names = [dataset.name for dataset in run.datasets]
+    steps = sampler.steps_per_epoch
+    words = f"one epoch = {steps / micro:,.1f} steps, as many samples as there are frames"
+    if len(names) == 1:
+        return words
+    passes = zip(names, sampler.passes(steps), strict=True)
+    return f"{words}; in it come " + ", ".join(f"{name} {n:.2f} times" for name, n in passes)
