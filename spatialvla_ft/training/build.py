@@ -28,9 +28,10 @@ from ..models.small import small_model, small_processor
 from .augment import Augment
 from .collate import Collator, DepthInput
 from .open_data import open_data
-from .recipe import Depth, Recipe, RecipeError
+from .recipe import Recipe, RecipeError
 from .run import Run
 from .sample_depth import SampleDepth
+from .sections import Depth
 from .trainable import trainable_part
 
 logger = logging.getLogger(__name__)

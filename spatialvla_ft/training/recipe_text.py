@@ -1,0 +1,111 @@
+"""Recipes as text: the line of every key, overrides, and problems that name their place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message lists every problem."""
+
+
+def override(content: dict[str, Any], assignment: str) -> tuple[str, ...]:
+    """Apply "key.sub=value" (in place); returns the path of keys."""
+    key, sign, value = assignment.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"override {assignment!r} is not of the form key.sub=value")
+    *parents, last = key.split(".")
+    node: Any = content
+    for i, name in enumerate(parents):
+        here = ".".join(parents[: i + 1])
+        if isinstance(node, list):
+            node = node[_index(node, name, here)]
+            continue
+        if not isinstance(node.get(name), dict | list):
+            if node.get(name) is not None:
+                raise RecipeError(f"override {assignment!r}: {here} is a value, not a section")
+            node[name] = {}
+        node = node[name]
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(
+            f"override {assignment!r}: {value!r} is not YAML; quote it for the shell, e.g. "
+            "'data.augment={hue: 0.1}'"
+        ) from None
+    if isinstance(node, list):
+        node[_index(node, last, key)] = parsed
+    else:
+        node[last] = parsed
+    return (*parents, last)
+
+
+def _index(node: list[Any], name: str, where: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise RecipeError(f"override {where}: {name!r} is not one of 0..{len(node) - 1}")
+    return int(name)
+
+
+def places_in(path: Path, node: yaml.Node | None) -> dict[tuple[str, ...], str]:
+    """{path of keys: "file:line"} of a YAML tree."""
+    return {keys: f"{path}:{line}" for keys, line in _lines(node, ())}
+
+
+def _lines(node: yaml.Node | None, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    parts: list[tuple[str, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        parts = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = [(str(i), value, value) for i, value in enumerate(node.value)]
+    for name, start, value in parts:
+        yield (*at, name), start.start_mark.line + 1
+        yield from _lines(value, (*at, name))
+
+
+def explain(
+    schema: type[BaseModel], path: Path, places: dict[tuple[str, ...], str], item: Any
+) -> str:
+    """One of pydantic's errors in words, with the place of the key or of the section around it.
+
+    Args:
+        schema: what the recipe was checked against.
+        path: the recipe, for what has no place of its own.
+        places: of the keys, as words.
+        item: the error, from `ValidationError.errors()`.
+    """
+    keys = tuple(str(part) for part in item["loc"])
+    known = (places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in places)
+    place = next(known, f"{path}:1")
+    name = ".".join(keys)
+    if item["type"] == "extra_forbidden":
+        fields = _fields_of(schema, keys[:-1])
+        near = difflib.get_close_matches(keys[-1], fields, n=1)
+        hint = f", did you mean {near[0]}?" if near else f"; known are {', '.join(fields)}"
+        return f"{place}: unknown key {name}{hint}"
+    if item["type"] == "missing":
+        return f"{place}: {name} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+    return f"{place}: {name}: {message}{given}" if name else f"{place}: {message}"
+
+
+def _fields_of(schema: type[BaseModel], keys: Sequence[str]) -> list[str]:
+    model: Any = schema
+    for key in keys:
+        if not key.isdigit():
+            model = _section_in(model.model_fields[key].annotation)
+    return sorted(model.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section somewhere inside an annotation such as `list[Dataset] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_section_in(part) for part in getattr(annotation, "__args__", ()))
+    return next((section for section in found if section is not None), None)

@@ -1,0 +1,230 @@
+"""The sections of a recipe: every field with its default, and what contradicts what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+from ..data.filters import Failed, NoOps, Validation
+from ..data.image_path import ImagePath
+from ..models.lora import TARGETS
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class NewModel(Section):
+    """A small model from random weights (see `models/small.py`)."""
+
+    image_size: int = 64
+    patch_size: int = 16
+    action_chunk_size: int = 1
+    bins: tuple[int, ...] | None = None
+    vision: dict[str, Any] = Field(default_factory=dict)
+    text: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Model(Section):
+    """Where the weights come from: a checkpoint, or a new small model."""
+
+    base: str | None = None
+    new: NewModel | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Model:
+        if (self.base is None) == (self.new is None):
+            raise ValueError("set exactly one of model.base (a checkpoint) and model.new")
+        return self
+
+
+class Dataset(Section):
+    """One dataset of the mixture."""
+
+    path: Path
+    card: Path | None = None
+    split: str = "train"
+    weight: float = Field(1.0, ge=0)
+    episodes: int | None = Field(None, ge=1)
+    """Use only this many episodes, drawn by the seed; None uses all."""
+    failed: Failed | None = None
+    """Leave out episodes that failed, e.g. {key: success, value: false}."""
+    no_ops: NoOps | None = None
+    """Leave out steps that do nothing, e.g. {tolerance: 1e-3}."""
+    validation: Validation | None = None
+    """Hold episodes out, e.g. 0.05 or {split: val}, instead of data.holdout."""
+
+
+class MixtureOf(Section):
+    """A mixture by name: a published one, or one of your own file (see data_mixtures/README.md)."""
+
+    name: str
+    file: Path | None = None
+    root: Path | None = None
+    """Where datasets lie as <name>/<version>, unless the mixture says."""
+    balance_weights: bool = True
+    """Multiply weights by the number of steps, as the released loaders do."""
+    excuse: list[str] = Field(default_factory=list)
+    """Datasets that may be missing or broken; all others stop the run."""
+
+
+class Augmentation(Section):
+    """Random crop and colour jitter (see `training/augment.py`)."""
+
+    crop_area: float = Field(0.9, gt=0, le=1)
+    brightness: float = Field(0.2, ge=0, lt=1)
+    contrast: float = Field(0.2, ge=0, lt=1)
+    saturation: float = Field(0.2, ge=0, lt=1)
+    hue: float = Field(0.05, ge=0, le=0.5)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flip(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "flip" in value:
+            raise ValueError(
+                "flip is not offered: actions and proprioception do not follow a mirrored picture "
+                "(docs/decisions/0011-flips.md); remove it"
+            )
+        return value
+
+
+class Depth(Section):
+    """Where depth comes from; `depth: sensor` is short for `depth: {source: sensor}`.
+
+    `sensor` takes the dataset's depth, `estimate` the model's ZoeDepth, and `estimator` a
+    checkpoint of its own, run once over the data before training (see docs/depth.md).
+    """
+
+    source: Literal["sensor", "estimate", "estimator"] = "estimate"
+    checkpoint: str | None = None
+    """ZoeDepth, Depth Anything V2 (metric), Depth Pro, or a SpatialVLA checkpoint's ZoeDepth."""
+    cache: Path | None = None
+    resolution: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1)
+    """Pictures per run of the estimator."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Depth:
+        if self.source == "estimator":
+            absent = [name for name in ("checkpoint", "cache") if getattr(self, name) is None]
+            if absent:
+                raise ValueError(
+                    f"source estimator needs {' and '.join(absent)}, e.g. depth: {{source: "
+                    "estimator, checkpoint: PATH, cache: DIR}"
+                )
+        else:
+            given = sorted(self.model_fields_set - {"source"})
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} of data.depth belong to source: estimator, but the source "
+                    f"is {self.source}"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: Any) -> Any:
+        """The word where a word says it all, so that recipes read and hash as before."""
+        return write(self) if self.source == "estimator" else self.source
+
+
+class Data(Section):
+    """What is learnt from."""
+
+    datasets: list[Dataset] | None = Field(None, min_length=1)
+    mixture: MixtureOf | None = None
+    assume_intrinsics: str | None = None
+    """A camera of data_mixtures/oxe_intrinsics.yaml for datasets without K: a guess."""
+    cameras: list[str] | None = Field(None, min_length=1)
+    """Slots the model looks through, the reference camera first; None keeps the base's."""
+    window: int | None = Field(None, ge=1)
+    """Observed steps, the present one included; None keeps the base's."""
+    proprio: bool | None = None
+    """Whether the model reads the dataset's proprioception; None keeps the base's."""
+    depth: Depth = Field(default_factory=Depth)
+    holdout: float = Field(0.05, ge=0, lt=1)
+    workers: int = Field(1, ge=0)
+    images: ImagePath = "fast"
+    """How training pictures get to the model's size: `parity` has the released pipeline's pixels,
+    `fast` those of inference, at less cost (see docs/pictures.md)."""
+    augment: Augmentation | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Data:
+        if (self.datasets is None) == (self.mixture is None):
+            raise ValueError("set exactly one of data.datasets (folders) and data.mixture (a name)")
+        return self
+
+
+class Grid(Section):
+    """The action grid: the base's own, or one fitted to this data."""
+
+    fit: Literal["gaussian", "quantile", "uniform"] | None = None
+    file: Path | None = None
+    min_sigma: float = Field(0.0, ge=0)
+    zero_bin: bool = False
+    adapt_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Grid:
+        if self.fit is not None and self.file is not None:
+            raise ValueError("set at most one of grid.fit and grid.file")
+        if self.file is not None and self.zero_bin:
+            raise ValueError("grid.file says itself whether it has zero bins; leave zero_bin out")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters; alpha equals rank unless it is set."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float | None = None
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str = TARGETS
+    train_whole: list[str] = Field(default_factory=list)
+
+
+class Train(Section):
+    """The optimisation."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bf16"] = "float32"
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    freeze: list[str] | None = None
+    """Parameter names, or their beginnings, that stay as they are (full training only).
+
+    None leaves it to the base, whose config may say `frozen_parameters`: a base that
+    `init-base` made names its text embeddings. [] trains everything."""
+    only: list[str] | None = Field(None, min_length=1)
+    """Parameter names, or their beginnings, that are trained; all else stays (no lora, no freeze).
+
+    The paper's spatial embedding adaptation alone: [spatial_embed_tokens, position_embedding_3d].
+    """
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(500, ge=1)
+    keep_last: int = Field(2, ge=1)
+    validate_every: int = Field(500, ge=1)
+    validate_samples: int = Field(64, ge=1)
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of torch; None leaves its default."""
+    trackers: list[str] = Field(default_factory=lambda: ["jsonl", "tensorboard"])
