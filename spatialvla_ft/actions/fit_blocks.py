@@ -85,7 +85,7 @@ def fit_grid_blocks(
     """
     common: dict[str, Any] = {"space": space, "bins": bins, "zero_bin": zero_bin}
     if kind == "quantile":
-        return _quantile_grid(blocks, **common)
+        return quantile_grid(axis_tables(blocks, space), **common)
     if kind == "uniform":
         grid = ActionGrid.uniform(**common)
     else:
@@ -103,13 +103,13 @@ def fit_grid_blocks(
     return grid.with_bin_sums(sums)
 
 
-def _quantile_grid(
-    blocks: NormalisedBlocks, *, space: ActionSpace, bins: Any, zero_bin: bool
+def quantile_grid(
+    tables: Mapping[str, Weighted], *, space: ActionSpace, bins: Any = None, zero_bin: bool = False
 ) -> ActionGrid:
+    """Bins of equal counts from the tables of `axis_tables`."""
     slots = slots_of(space)
     counts = per_axis(bins, slots)
     zeros = zero_axes(slots) if zero_bin else ()
-    tables = axis_tables(blocks, space)
     edges, means = {}, {}
     for axis, (low, high) in axis_ranges(slots).items():
         edges[axis], means[axis] = quantile_bins(

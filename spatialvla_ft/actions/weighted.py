@@ -26,11 +26,13 @@ class Weighted:
         values: (k,) increasing.
         weights: (k,) how much each counts; how often, where every number counts 1.
         means: (k,) mean of the numbers that an entry stands for; the value itself unless merged.
+        error: how far below the true one a quantile may lie; 0 where nothing was merged.
     """
 
     values: F64
     weights: F64
     means: F64
+    error: float = 0.0
 
     @classmethod
     def of(cls, numbers: F64) -> Weighted:
@@ -45,7 +47,7 @@ class Weighted:
 
     def where(self, chosen: np.ndarray) -> Weighted:
         """Some of the entries."""
-        return Weighted(self.values[chosen], self.weights[chosen], self.means[chosen])
+        return Weighted(self.values[chosen], self.weights[chosen], self.means[chosen], self.error)
 
     def quantiles(self, shares: F64) -> F64:
         """By linear interpolation between order statistics, as `np.quantile`."""
@@ -102,4 +104,5 @@ class Tally:
             return self._exact
         full = np.flatnonzero(self._weights > 0)
         weights, least = self._weights[full], self._least[full]
-        return Weighted(least, weights, np.maximum(self._sums[full] / weights, least))
+        means = np.maximum(self._sums[full] / weights, least)
+        return Weighted(least, weights, means, (self.high - self.low) / self._cells)

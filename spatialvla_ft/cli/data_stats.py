@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from spatialvla_ft.actions.fit_blocks import Gaussians
-    from spatialvla_ft.actions.normalise import ActionStatistics
-    from spatialvla_ft.data.sample_dataset import SampleDataset
 
 FIELDS = ("mean", "std", "min", "q01", "q99", "max")
 
 
 def stats(
     dataset_dir: Annotated[
-        Path | None, typer.Argument(help="Version directory, or an index; or give --mixture.")
+        str | None,
+        typer.Argument(
+            help="RLDS version directory or index, LeRobot folder, or an address; or --mixture."
+        ),
     ] = None,
     card: Annotated[
         Path | None, typer.Option(help="Card file; DATASET_DIR/card.yaml if not given.")
@@ -34,103 +32,179 @@ def stats(
         Path | None, typer.Option(help="Where the mixture's datasets lie as NAME/VERSION.")
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="A dataset to leave out of the mixture's fits.")
+        list[str] | None,
+        typer.Option(
+            help="Leave this dataset, or this list of the mixture's file (such as "
+            "tokenizer_gaussian), out of the fits of the whole; may be given several times."
+        ),
+    ] = None,
+    every_fit: Annotated[
+        bool, typer.Option("--every-fit", help="Show the fits of each dataset of a mixture too.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Datasets that are read at once; one per core if not given.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print them in the layout of a checkpoint.")
+        bool, typer.Option("--json", help="Print everything as JSON (docs/statistics.md).")
+    ] = False,
+    checkpoint_json: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-json", help="Print the statistics in the layout of a checkpoint."
+        ),
     ] = False,
 ) -> None:
-    """Statistics of the standardised actions in the robot's units, and Gaussian fits.
+    """Statistics of the standardised actions in the robot's units, and fits of the normalised ones.
+
+    What was computed is kept with the dataset until its content or its card changes.
 
     Example: spatialvla-ft data stats data/bridge_orig/1.0.0 --card data_mixtures/oxe_cards.yaml
     """
     from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.scanning import check_workers
 
     with fail_with(ValueError, OSError):
+        at_once = check_workers(workers)
         if (dataset_dir is None) == (mixture is None):
             raise ValueError("give a dataset directory or --mixture NAME, and not both")
-        if mixture is not None:
-            _mixture(mixture, file, root, exclude or [], as_json)
-        else:
+        if as_json and checkpoint_json:
+            raise ValueError("give --json or --checkpoint-json, and not both")
+        if mixture is None:
+            _only_with_mixture(file, root, exclude, every_fit)
             assert dataset_dir is not None
-            _dataset(dataset_dir, card, split, as_json)
+            found = _dataset(dataset_dir, card, split, as_json)
+        else:
+            if card is not None or split != "train":
+                raise ValueError("--card and --split of a mixture's datasets stand in its file")
+            found = _mixture(mixture, file, root, exclude or [], at_once, as_json)
+    if checkpoint_json:
+        typer.echo(json.dumps(found.pop("checkpoint")))
+    elif as_json:
+        del found["checkpoint"]
+        typer.echo(json.dumps(found))
+    else:
+        _show(found, every_fit)
 
 
-def _dataset(folder: Path, card: Path | None, split: str, as_json: bool) -> None:
+def _only_with_mixture(
+    file: Path | None, root: Path | None, exclude: list[str] | None, every_fit: bool
+) -> None:
+    given = {"--file": file, "--root": root, "--exclude": exclude, "--every-fit": every_fit}
+    if extra := [option for option, value in given.items() if value]:
+        raise ValueError(f"{', '.join(extra)}: for --mixture only; leave out for one dataset")
+
+
+def _dataset(place: str, card: Path | None, split: str, quiet: bool) -> dict[str, Any]:
+    from spatialvla_ft.cli.scanning import scan_datasets
     from spatialvla_ft.data import open_dataset
+    from spatialvla_ft.data.fit_report import checkpoint_layout, fit_report
     from spatialvla_ft.data.fits import MixtureActions
-    from spatialvla_ft.data.statistics import dataset_statistics
 
-    dataset = open_dataset(folder, card=card, split=split)
-    found = dataset_statistics(dataset)
-    if as_json:
-        typer.echo(json.dumps({dataset.name: found.to_dict()}))
-        return
-    _show(f"{dataset.name}, split {split}", dataset, found)
-    _show_gaussians(MixtureActions([dataset], {dataset.name: found}, [1.0]).gaussians())
+    dataset = open_dataset(place, card=card, split=split)
+    scans = scan_datasets([dataset], 1, quiet=quiet)
+    scan = scans[dataset.name]
+    actions = MixtureActions([dataset], {dataset.name: scan.statistics}, [1.0])
+    source = {"kind": "dataset", "name": dataset.name, "split": split}
+    drawn = (actions.summary(), scan.gaussians, scan.quantiles)
+    report = fit_report(source, [dataset], scans, [1.0], (), drawn)
+    return {**report, "checkpoint": checkpoint_layout(scans)}
 
 
 def _mixture(
-    name: str, file: Path | None, root: Path | None, exclude: list[str], as_json: bool
-) -> None:
+    name: str,
+    file: Path | None,
+    root: Path | None,
+    exclude: list[str],
+    workers: int,
+    quiet: bool,
+) -> dict[str, Any]:
     """Each dataset by itself, then all normalised, as they are drawn."""
+    from spatialvla_ft.cli.scanning import scan_datasets, sum_up
+    from spatialvla_ft.data.fit_report import checkpoint_layout, fit_report
     from spatialvla_ft.data.fits import MixtureActions
-    from spatialvla_ft.data.mixtures import find_mixture, open_mixture
-    from spatialvla_ft.data.statistics import dataset_statistics
+    from spatialvla_ft.data.mixtures import excluded_datasets, find_mixture, open_mixture
 
-    opened = open_mixture(find_mixture(name, file), root=root, cameras=())
-    statistics = {dataset.name: dataset_statistics(dataset) for dataset in opened.datasets}
+    parts = find_mixture(name, file)
+    excluded = excluded_datasets(exclude, list(parts), file)
+    opened = open_mixture(parts, root=root, cameras=())
+    scans = scan_datasets(opened.datasets, workers, quiet=quiet)
+    statistics = {key: scan.statistics for key, scan in scans.items()}
     actions = MixtureActions(opened.datasets, statistics, opened.weights)
-    if exclude:
-        actions = actions.without(exclude)
-    whole, gaussians = actions.summary(), actions.gaussians()
-    if as_json:
-        content: dict[str, Any] = {
-            "shares": dict(zip(statistics, opened.weights, strict=True)),
-            "datasets": {key: found.to_dict() for key, found in statistics.items()},
-            "dropped": {dataset.name: dataset.dropped for dataset in opened.datasets},
-            "normalised": whole.to_dict(),
-            "gaussians": gaussians,
-        }
-        typer.echo(json.dumps(content))
-        return
-    for dataset, share in zip(opened.datasets, opened.weights, strict=True):
-        title = f"{dataset.name}, {share:.2%} of the draws"
-        _show(title, dataset, statistics[dataset.name])
-    _show(f"{name} as drawn, normalised", opened.datasets[0], whole)
-    _show_gaussians(gaussians)
+    if excluded:
+        actions = actions.without(excluded)
+    summary, quantiles = sum_up(actions, workers, quiet=quiet)
+    drawn = (summary, actions.gaussians(), quantiles)
+    source = {"kind": "mixture", "name": name, "file": file and str(file)}
+    report = fit_report(source, opened.datasets, scans, opened.weights, excluded, drawn)
+    return {**report, "checkpoint": checkpoint_layout(scans)}
 
 
-def _show(title: str, dataset: SampleDataset, found: ActionStatistics) -> None:
+def _show(report: dict[str, Any], every_fit: bool) -> None:
+    """Everything as tables."""
     from rich.console import Console
+
+    console = Console()
+    of_mixture = report["source"]["kind"] == "mixture"
+    for name, part in report["datasets"].items():
+        share = f"{part['share']:.2%} of the draws" if of_mixture else report["source"]["split"]
+        console.print(_numbers(f"{name}, {share if of_mixture else 'split ' + share}", part))
+        for what, (gone, of) in part["dropped"].items():
+            console.print(f"{gone} of {of} {what} left out", highlight=False)
+        if every_fit or not of_mixture:
+            console.print(_fits(name, part["fits"]))
+    if of_mixture:
+        title = f"{report['source']['name']} as drawn, normalised"
+        console.print(_numbers(title, report["as_drawn"]))
+        if report["excluded_from_fits"]:
+            gone = ", ".join(report["excluded_from_fits"])
+            console.print(f"without {gone}, as asked for", highlight=False, soft_wrap=True)
+        console.print(_fits(report["source"]["name"], report["as_drawn"]["fits"]))
+    console.print(_exactness(report), highlight=False, soft_wrap=True)
+
+
+def _numbers(title: str, part: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    table = Table(
-        title=f"{title}: {found.num_transitions} actions of {found.num_trajectories} episodes"
-    )
+    found = part["statistics"]
+    table = Table(title=f"{title}: {found['count']} actions of {found['episodes']} episodes")
     table.add_column("dimension", no_wrap=True)
     for heading in (*FIELDS, "scaled", ""):
         table.add_column(heading, justify="right", no_wrap=True)
-    space = dataset.action_space
-    for i, (name, unit) in enumerate(zip(space.names, space.units, strict=True)):
-        values = [f"{getattr(found, field)[i]:.3g}" for field in FIELDS]
-        label = f"{name}, {unit}" if len(unit) < 5 and "normalised" not in title else name
-        remark = "constant" if found.constant[i] else "q01 = q99" if found.degenerate[i] else ""
-        table.add_row(label, *values, "yes" if found.mask[i] else "no", remark)
-    console = Console()
-    console.print(table)
-    if "normalised" not in title:
-        for what, (gone, of) in dataset.dropped.items():
-            console.print(f"{gone} of {of} {what} left out", highlight=False)
+    for name, numbers in found["dimensions"].items():
+        unit = numbers["unit"]
+        label = f"{name}, {unit}" if len(unit) < 5 else name
+        remark = "constant" if numbers["constant"] else ""
+        if numbers["degenerate"]:
+            remark = "q01 = q99"
+        values = [f"{numbers[field]:.3g}" for field in FIELDS]
+        table.add_row(label, *values, "yes" if numbers["normalised"] else "no", remark)
+    return table
 
 
-def _show_gaussians(gaussians: Gaussians) -> None:
-    from rich.console import Console
+def _fits(name: str, fits: dict[str, Any]) -> Any:
+    """Gaussian and quantile fit of every axis, side by side."""
     from rich.table import Table
 
-    table = Table(title="Gaussian fit of the normalised actions (theta, phi in radians)")
+    table = Table(title=f"Fits of {name}, normalised (theta, phi in radians)")
     for heading in ("axis", "mu", "sigma"):
-        table.add_column(heading, justify="left" if heading == "axis" else "right")
-    for axis, fit in gaussians.items():
-        table.add_row(axis, f"{fit['mu']:.4f}", f"{fit['sigma']:.4f}")
-    Console().print(table)
+        table.add_column(heading, justify="left" if heading == "axis" else "right", no_wrap=True)
+    table.add_column("edges of bins with equal counts", overflow="fold")
+    for axis in dict.fromkeys([*fits["gaussian"], *fits["quantile"]]):
+        known = fits["gaussian"].get(axis)
+        fitted = (f"{known['mu']:.4f}", f"{known['sigma']:.4f}") if known else ("", "")
+        edges = fits["quantile"].get(axis, {"edges": []})["edges"]
+        table.add_row(axis, *fitted, " ".join(f"{edge:.3g}" for edge in edges))
+    return table
+
+
+def _exactness(report: dict[str, Any]) -> str:
+    """What is exact, and the bound where something is not."""
+    fits = [*(part["fits"] for part in report["datasets"].values()), report["as_drawn"]["fits"]]
+    errors = [axis["error"] for fit in fits for axis in fit["quantile"].values()]
+    if not max(errors, default=0.0):
+        return "All numbers are exact: every action was counted, none was sampled."
+    return (
+        "q01 and q99 are exact, from every action. Edges of bins with equal counts lie at most "
+        f"{max(errors):.1g} below the true quantiles, since an axis has more distinct numbers than "
+        "are kept apart (--json says which)."
+    )

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from spatialvla_ft.data.sample_dataset import SampleDataset
 
 
+KEPT_FORMAT = 2
+"""Goes up when what is kept changes its meaning, so that what was kept before counts no more."""
+
+
 def content_key(dataset: SampleDataset, *more: Any) -> str | None:
     """Hash of card, data, filters, episodes and `more`; None if something cannot be hashed.
 
@@ -24,7 +28,7 @@ def content_key(dataset: SampleDataset, *more: Any) -> str | None:
     if not dataset.card.source_hash or dataset.forward_kinematics is not None:
         return None
     rows = dataset.rows.key if dataset.rows is not None else ""
-    parts = [dataset.card.source_hash, dataset.store.content_hash, rows, *more]
+    parts = [KEPT_FORMAT, dataset.card.source_hash, dataset.store.content_hash, rows, *more]
     digest = hashlib.sha256(json.dumps(parts, default=str).encode())
     digest.update(np.ascontiguousarray(dataset.episodes).tobytes())
     return digest.hexdigest()[:24]
@@ -43,6 +47,11 @@ def kept_json(folder: Path, name: str, key: str | None, make: Callable[[], Any])
     content = make()
     _keep(path, lambda scratch: scratch.write_text(json.dumps(content)))
     return content
+
+
+def is_kept(folder: Path, name: str, key: str | None) -> bool:
+    """Whether `kept_json` would find what was kept."""
+    return key is not None and (folder / f"{key}.{name}.json").exists()
 
 
 def kept_array(

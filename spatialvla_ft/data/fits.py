@@ -16,9 +16,11 @@ import numpy as np
 from spatialvla_ft.actions.fit import GridKind
 from spatialvla_ft.actions.fit_blocks import (
     Gaussians,
+    axis_tables,
     fit_grid_blocks,
     gaussian_moments,
     gaussians_of,
+    quantile_grid,
 )
 from spatialvla_ft.actions.grid import ActionGrid
 from spatialvla_ft.actions.grid_io import grid_from_dict, grid_to_dict
@@ -31,6 +33,29 @@ from spatialvla_ft.data.content import content_key, kept_json
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.sample_dataset import SampleDataset
 from spatialvla_ft.data.statistics import normalised_dimensions, streamed_statistics
+
+
+@dataclass(frozen=True)
+class QuantileFit:
+    """Bins that hold equal numbers of the actions.
+
+    Attributes:
+        grid: the bins.
+        error: {axis: how far below the true one the quantile under an edge may lie}, in the axis's
+            own unit; 0 where it is exact. See `actions/weighted.py`.
+    """
+
+    grid: ActionGrid
+    error: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"grid": grid_to_dict(self.grid), "error": self.error}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> QuantileFit:
+        """From what `to_dict` gave."""
+        return cls(grid_from_dict(content["grid"]), dict(content["error"]))
 
 
 @dataclass(frozen=True)
@@ -57,7 +82,15 @@ class MixtureActions:
         return mixture_blocks(self.datasets, self.statistics, self.shares)
 
     def without(self, excluded: Sequence[str]) -> MixtureActions:
-        """The same with share 0 for datasets called `name/version` or `name`."""
+        """The same with share 0 for datasets called `name/version` or `name`.
+
+        Raises:
+            DatasetError: the mixture has no such dataset, or no other.
+        """
+        known = {alias for d in self.datasets for alias in (d.name, d.name.split("/")[0])}
+        if unknown := sorted(set(excluded) - known):
+            names = ", ".join(d.name for d in self.datasets)
+            raise DatasetError(f"cannot exclude {unknown}: there are {names}")
         shares = [
             0.0 if d.name in excluded or d.name.split("/")[0] in excluded else share
             for d, share in zip(self.datasets, self.shares, strict=True)
@@ -91,6 +124,8 @@ class MixtureActions:
         self, kind: GridKind, *, bins: Any = None, min_sigma: float = 0.0, zero_bin: bool = False
     ) -> ActionGrid:
         """As `fit_grid`, of the mixture."""
+        if kind == "quantile":
+            return self.quantiles(bins=bins, zero_bin=zero_bin).grid
 
         def fit() -> dict[str, Any]:
             return grid_to_dict(
@@ -107,6 +142,23 @@ class MixtureActions:
 
         key = self.key(kind, bins, min_sigma, zero_bin, self.space.to_dict())
         return grid_from_dict(kept_json(self.datasets[0].store.statistics_dir, "grid", key, fit))
+
+    def quantiles(self, *, bins: Any = None, zero_bin: bool = False) -> QuantileFit:
+        """The quantile grid of the mixture with the error of its edges."""
+
+        def fit() -> dict[str, Any]:
+            tables = axis_tables(self.blocks, self.space)
+            grid = quantile_grid(tables, space=self.space, bins=bins, zero_bin=zero_bin)
+            error = {axis: tables[axis].error for axis in grid.edges}
+            return QuantileFit(grid, error).to_dict()
+
+        key = self.quantile_key(bins=bins, zero_bin=zero_bin)
+        folder = self.datasets[0].store.statistics_dir
+        return QuantileFit.from_dict(kept_json(folder, "quantiles", key, fit))
+
+    def quantile_key(self, *, bins: Any = None, zero_bin: bool = False) -> str | None:
+        """Hash of everything that `quantiles` depends on."""
+        return self.key(bins, zero_bin, self.space.to_dict())
 
     def summary(self) -> ActionStatistics:
         """Statistics of the normalised actions of the mixture; quantiles by weight."""

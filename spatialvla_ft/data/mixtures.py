@@ -129,6 +129,61 @@ def find_mixture(name: str, path: str | Path | None = None) -> Mixture:
     raise DatasetError(f"no mixture {name!r} in {path or MIXTURES}; {hint}")
 
 
+def exclude_lists(path: str | Path | None = None) -> dict[str, tuple[str, ...]]:
+    """Lists of datasets that a mixture file leaves out of the fits of a grid, by name.
+
+    Datasets may be called `name/version` or `name`; None takes the published file.
+
+    Raises:
+        DatasetError: a list is no list of names; with file and line.
+    """
+    document = load_yaml(Path(path) if path is not None else shipped(MIXTURES))
+    lists = (document.value or {}).get("exclude_lists") or {}
+    if not isinstance(lists, dict):
+        place = document.where(("exclude_lists",))
+        raise DatasetError(f"{place}: exclude_lists must be {{<name>: [<dataset/version>, ...]}}")
+    problems = [
+        f"{document.where(('exclude_lists', name))}: exclude list {name!r} must be a list of "
+        f"dataset names, got {found!r}"
+        for name, found in lists.items()
+        if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found)
+    ]
+    if problems:
+        raise DatasetError("\n".join(problems))
+    return {str(name): tuple(found) for name, found in lists.items()}
+
+
+def excluded_datasets(
+    wanted: Sequence[str], parts: Collection[str], path: str | Path | None = None
+) -> tuple[str, ...]:
+    """Datasets of a mixture that `wanted` leaves out: names of datasets, and of exclude lists.
+
+    Args:
+        wanted: datasets as `name/version` or `name`, and names of lists of the mixture's file. A
+            list may name datasets that the mixture has not.
+        parts: the mixture's datasets.
+        path: the mixture's file; None for the published one.
+
+    Raises:
+        DatasetError: neither a list nor a dataset of the mixture.
+    """
+    lists = exclude_lists(path) if wanted else {}
+    gone: set[str] = set()
+    for name in wanted:
+        found = {part for part in parts if name in (part, _short(part))}
+        if name in lists:
+            found |= {part for part in parts if {part, _short(part)} & set(lists[name])}
+        elif not found:
+            near = difflib.get_close_matches(name, [*lists, *parts, *map(_short, parts)], n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(parts)}"
+            raise DatasetError(
+                f"cannot exclude {name!r}: the mixture has no such dataset; {hint} Lists of "
+                f"datasets: {', '.join(lists) or 'none'}"
+            )
+        gone |= found
+    return tuple(part for part in parts if part in gone)
+
+
 def assumed_camera(name: str) -> Intrinsics:
     """A camera of `oxe_intrinsics.yaml`, such as `default`, for datasets without intrinsics."""
     cameras = load_yaml(shipped(CAMERAS)).value["intrinsics"]

@@ -1,12 +1,20 @@
 """`data index` and `data stats`: output, exit codes and the cure in every error."""
 
+import functools
 import json
+import shutil
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
+from spatialvla_ft.actions import fit_blocks
+from spatialvla_ft.actions.fit import fit_grid
+from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import open_dataset
+from spatialvla_ft.data.rlds_store import RldsStore
+from spatialvla_ft.data.statistics import compute_statistics
 
 RUN = CliRunner()
 
@@ -45,10 +53,54 @@ def test_stats(demo):
 
 def test_stats_json(demo):
     done = RUN.invoke(app, ["data", "stats", str(demo), "--split", "val", "--json"])
-    entry = json.loads(done.stdout)["demo/1.0.0"]
+    report = json.loads(done.stdout)
+    assert report["source"] == {"kind": "dataset", "name": "demo/1.0.0", "split": "val"}
+    entry = report["datasets"]["demo/1.0.0"]
     actions = open_dataset(demo, card=None, split="val").actions()
-    np.testing.assert_allclose(entry["action"]["max"], actions.max(axis=0))
-    assert entry["num_trajectories"] == 3
+    found = entry["statistics"]["dimensions"]
+    assert list(found) == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+    for column, numbers in zip(actions.T, found.values(), strict=True):
+        assert numbers["max"] == column.max()
+        assert numbers["q99"] == pytest.approx(np.quantile(column, 0.99))
+    assert entry["statistics"]["episodes"] == 3
+    assert (found["x"]["unit"], found["gripper"]["normalised"]) == ("m", False)
+    assert entry["fits"] == report["as_drawn"]["fits"]
+
+
+def test_stats_edges_are_those_of_the_grid_and_exact(demo):
+    report = json.loads(RUN.invoke(app, ["data", "stats", str(demo), "--json"]).stdout)
+    dataset = open_dataset(demo, card=None)
+    actions = normalise(dataset.actions(), compute_statistics(dataset.actions(), np.arange(7) < 6))
+    grid = fit_grid("quantile", actions)
+    fit = report["datasets"]["demo/1.0.0"]["fits"]["quantile"]
+    assert set(fit) == set(grid.edges)
+    for axis, edges in grid.edges.items():
+        np.testing.assert_allclose(fit[axis]["edges"], edges, atol=1e-9)
+        assert fit[axis]["error"] == 0
+    shown = RUN.invoke(app, ["data", "stats", str(demo)]).stdout
+    assert f"{grid.edges['roll'][3]:.3g}" in shown
+    assert "All numbers are exact" in shown
+
+
+def test_stats_say_how_far_edges_may_be_off(demo, monkeypatch):
+    """With room for few distinct numbers, the bound stands in both outputs."""
+    few = functools.partial(fit_blocks.axis_tables, distinct=10, cells=512)
+    monkeypatch.setattr("spatialvla_ft.data.fits.axis_tables", few)
+    done = RUN.invoke(app, ["data", "stats", str(demo), "--json"])
+    fit = json.loads(done.stdout)["as_drawn"]["fits"]["quantile"]
+    assert fit["roll"]["error"] == 2 / 512
+    assert fit["theta"]["error"] == np.pi / 512
+    assert "at most 0.01 below the true" in RUN.invoke(app, ["data", "stats", str(demo)]).stdout
+
+
+def test_stats_in_the_layout_of_a_checkpoint(demo):
+    done = RUN.invoke(app, ["data", "stats", str(demo), "--checkpoint-json"])
+    entry = json.loads(done.stdout)["demo/1.0.0"]
+    assert entry["num_trajectories"] == 6
+    actions = open_dataset(demo, card=None).actions()
+    np.testing.assert_allclose(entry["action"]["mean"], actions.mean(axis=0), rtol=1e-4)
+    both = RUN.invoke(app, ["data", "stats", str(demo), "--checkpoint-json", "--json"])
+    assert both.exit_code == 1
 
 
 def test_stats_without_a_card(zoo):
@@ -74,11 +126,13 @@ def test_statistics_of_a_mixture(demo, tmp_path):
     done = RUN.invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert found["shares"] == {"demo/1.0.0": 1.0}
-    gone, of = found["dropped"]["demo/1.0.0"]["steps without motion"]
+    part = found["datasets"]["demo/1.0.0"]
+    assert part["share"] == 1.0
+    gone, of = part["dropped"]["steps without motion"]
     assert of == 27
-    assert found["datasets"]["demo/1.0.0"]["num_transitions"] == 27 - gone
-    assert set(found["gaussians"]) == {*"xyz", "theta", "phi", "r", "roll", "pitch", "yaw"}
+    assert part["statistics"]["count"] == 27 - gone
+    axes = {*"xyz", "theta", "phi", "r", "roll", "pitch", "yaw"}
+    assert set(found["as_drawn"]["fits"]["gaussian"]) == axes
     shown = RUN.invoke(app, command)
     assert "100.00% of the draws" in shown.output
     assert f"{gone} of 27 steps without motion left out" in shown.output
@@ -87,3 +141,88 @@ def test_statistics_of_a_mixture(demo, tmp_path):
     both = RUN.invoke(app, [*command, str(demo)])
     assert both.exit_code == 1
     assert "and not both" in both.stderr
+
+
+@pytest.fixture
+def pair(demo, tmp_path):
+    """Arguments for a mixture of two datasets, one of them with half the steps' motion."""
+    other = tmp_path / "other" / "1.0.0"
+    shutil.copytree(demo, other)
+    for name in ("card.yaml", "dataset_info.json"):
+        (other / name).write_text((other / name).read_text().replace("demo", "other"))
+    for shard in other.glob("demo-*"):
+        shard.rename(other / shard.name.replace("demo", "other"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"""schema_version: 1
+mixtures:
+  mine:
+    demo/1.0.0: {{weight: 3, path: {demo}}}
+    other/1.0.0: {{weight: 1, path: {tmp_path}/other/1.0.0, episodes: 3, no_ops: {{tolerance: 1}}}}
+exclude_lists:
+  hands: [other/1.0.0, elsewhere/0.1.0]
+"""
+    )
+    return ["data", "stats", "--mixture", "mine", "--file", str(file)]
+
+
+def test_several_processes_find_the_same_and_nothing_is_read_twice(pair, demo, monkeypatch):
+    serial = RUN.invoke(app, [*pair, "--json", "--workers", "1"])
+    assert serial.exit_code == 0, serial.output
+    kept = {path: path.read_bytes() for path in demo.parents[1].rglob("*.json")}
+    for path in kept:
+        if path.parent.name == "statistics":
+            path.unlink()
+    parallel = RUN.invoke(app, [*pair, "--json", "--workers", "2"])
+    assert parallel.exit_code == 0, parallel.output
+    assert json.loads(parallel.stdout) == json.loads(serial.stdout)
+    assert {path: path.read_bytes() for path in demo.parents[1].rglob("*.json")} == kept
+
+    def refuse(self, episode, keys):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(RldsStore, "trajectory", refuse)
+    assert RUN.invoke(app, [*pair, "--workers", "2"]).exit_code == 0
+    card = demo / "card.yaml"
+    card.write_text(card.read_text().replace("action[0:3]", "action[3:6]"))
+    changed = RUN.invoke(app, [*pair, "--workers", "1"])
+    assert str(changed.exception) == "read again"
+
+
+def test_a_list_of_the_file_is_left_out_of_the_fits(pair):
+    def fits(*more):
+        done = RUN.invoke(app, [*pair, "--json", "--workers", "1", *more])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        return found["excluded_from_fits"], found
+
+    excluded, found = fits("--exclude", "hands")
+    assert excluded == ["other/1.0.0"]
+    alone = found["datasets"]["demo/1.0.0"]["fits"]["gaussian"]
+    for axis, fit in found["as_drawn"]["fits"]["gaussian"].items():
+        assert fit == pytest.approx(alone[axis])
+    assert found["as_drawn"]["statistics"]["count"] == 27
+    assert fits("--exclude", "other")[1] == found
+    assert fits()[1]["as_drawn"] != found["as_drawn"]
+    for name in ("hand", "demos"):
+        done = RUN.invoke(app, [*pair, "--exclude", name])
+        assert done.exit_code == 1
+        assert "did you mean" in done.stderr
+        assert "Lists of datasets: hands" in " ".join(done.stderr.split())
+    shown = RUN.invoke(app, [*pair, "--exclude", "hands", "--every-fit"]).output
+    assert "without other/1.0.0" in shown
+    assert shown.count("Fits of") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--exclude", "x"), "--exclude: for --mixture only"),
+        (("--root", "x"), "--root: for --mixture only"),
+        (("--workers", "0"), "--workers is 0"),
+    ],
+)
+def test_stats_refuse_what_does_not_belong(demo, options, words):
+    done = RUN.invoke(app, ["data", "stats", str(demo), *options])
+    assert done.exit_code == 1
+    assert words in done.stderr

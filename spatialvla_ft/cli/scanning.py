@@ -1,0 +1,114 @@
+"""Scans of datasets and mixtures: several processes, live progress, and nothing read twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spatialvla_ft.actions.normalise import ActionStatistics
+    from spatialvla_ft.data.fits import MixtureActions, QuantileFit
+    from spatialvla_ft.data.sample_dataset import SampleDataset
+    from spatialvla_ft.data.scan import Scan
+
+PROCESSES = "spatialvla_ft.data.scan"
+
+
+def check_workers(workers: int | None) -> int:
+    """How many processes may scan at once: as asked for, or one per core."""
+    if workers is None:
+        return os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}; give 1 or more")
+    return workers
+
+
+def scan_datasets(
+    datasets: Sequence[SampleDataset], workers: int, *, quiet: bool = False
+) -> dict[str, Scan]:
+    """{dataset: what a scan finds}; only those that are new are read, each by one process."""
+    from spatialvla_ft.data.scan import STAGES, Scan, is_scanned, scan_dataset
+
+    names = [dataset.name for dataset in datasets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{twice} stand(s) in the mixture more than once, by what the data call themselves; "
+            "statistics are kept by that name, so leave one of them out"
+        )
+    new = [dataset for dataset in datasets if not is_scanned(dataset)]
+    sizes = {dataset.name: int(dataset.episode_lengths.sum()) for dataset in new}
+    # The largest first, so that no long one is left to a single process at the end.
+    new.sort(key=lambda dataset: -sizes[dataset.name])
+    found: dict[str, Scan] = {}
+    with _progress(STAGES * sum(sizes.values()), "reading actions", quiet or not new) as advance:
+        if min(workers, len(new)) > 1:
+
+            def run(dataset: SampleDataset) -> Any:
+                step = sizes[dataset.name]
+                return _in_process("dataset_process", dataset, lambda: advance(step))
+
+            with ThreadPoolExecutor(workers) as pool:
+                for dataset, content in zip(new, pool.map(run, new), strict=True):
+                    found[dataset.name] = Scan.from_dict(content)
+        for dataset in datasets:
+            if dataset.name not in found:
+                step = sizes.get(dataset.name, 0)
+                found[dataset.name] = scan_dataset(dataset, advance=partial(advance, step))
+    return {dataset.name: found[dataset.name] for dataset in datasets}
+
+
+def sum_up(
+    actions: MixtureActions, workers: int, *, quiet: bool = False
+) -> tuple[ActionStatistics, QuantileFit]:
+    """Statistics of a mixture as drawn, and its quantile fit; both at once with two processes."""
+    from spatialvla_ft.actions.normalise import ActionStatistics
+    from spatialvla_ft.data.fits import QuantileFit
+    from spatialvla_ft.data.scan import is_summed_up
+
+    known = is_summed_up(actions)
+    with _progress(2, "summing up the mixture", quiet or known) as advance:
+        if known or workers < 2:
+            summary = actions.summary()
+            advance(1)
+            quantiles = actions.quantiles()
+            advance(1)
+            return summary, quantiles
+
+        def run(target: str) -> Any:
+            content = _in_process(target, actions, lambda: None)
+            advance(1)
+            return content
+
+        with ThreadPoolExecutor(2) as pool:
+            parts = pool.map(run, ("summary_process", "quantiles_process"))
+            summary_content, quantile_content = parts
+    return ActionStatistics.from_dict(summary_content), QuantileFit.from_dict(quantile_content)
+
+
+def _in_process(target: str, argument: Any, advance: Callable[[], None]) -> Mapping[str, Any]:
+    """What a process of its own answers; every message 1 before that is progress."""
+    from spatialvla_ft.sim.worker import Worker
+
+    with Worker(f"{PROCESSES}:{target}", argument) as worker:
+        while not isinstance(message := worker.recv(), dict):
+            advance()
+    return message
+
+
+@contextmanager
+def _progress(total: int, what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr."""
+    if quiet:
+        yield lambda amount: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=max(total, 1))
+        yield lambda amount: progress.advance(task, amount)
