@@ -53,18 +53,22 @@ class TrainingLog:
 def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
     """Say what is trained, then show progress; nothing when quiet."""
     from spatialvla_ft.training.batches import epoch_words
+    from spatialvla_ft.training.parameter_groups import groups_in_words, parameter_groups
 
     if quiet:
         yield TrainingLog(None)
         return
     console = Console(stderr=True)
-    trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in run.model.parameters())
+    groups = parameter_groups(run.model)
+    total = sum(group.total for group in groups)
+    trained = sum(group.trained + group.adapters for group in groups)
     frames = sum(len(dataset) for dataset in run.datasets)
     console.print(
-        f"training {trainable:,} of {total:,} parameters on {frames:,} frames of "
+        f"training {trained:,} parameters of a model of {total:,} on {frames:,} frames of "
         f"{', '.join(dataset.name for dataset in run.datasets)}"
     )
+    for line in groups_in_words(groups):
+        console.print(f"  {line}", highlight=False)
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by `accelerate launch` and `torchrun`
     console.print(epoch_words(run, world), highlight=False, soft_wrap=True)
     if run.recipe.lora is not None:
