@@ -43,7 +43,7 @@ class ParameterGroup:
 
 
 def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
-    """The parts of a model, with or without adapters, in the order of `PARTS`; absent ones left out.
+    """The parts that a model has, with or without adapters, in the order of `PARTS`.
 
     A module that peft trains whole is kept twice, the frozen original beside it; it counts once.
     """
