@@ -1,116 +1,259 @@
-"""Checkpoints that resume: trainable weights, optimiser, schedule, and one integer for the data.
+"""Checkpoints that resume: written whole, verified when they are read, kept by a policy.
 
-A checkpoint appears whole or not at all: it is written beside its place and renamed. Randomness and
-data order are functions of (seed, step), so neither needs a state of its own.
+checkpoints/step-00000500/trainable.safetensors   what is trained
+                          optimizer.safetensors   KIND/NAME, e.g. exp_avg/lm_head.weight
+                          state.json              step, schedule, identity of the run, validation
+                          manifest.json           sizes and checksums of the three
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import math
+import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
+
+from . import durable
+from .training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "step-"
-STATE = "state.json"
+TRAINABLE, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
+DAMAGED = ".damaged"
+_NAME = re.compile(r"step-(\d{8,})")
 
 
-def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Trainable parameters by name."""
-    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+class OutputError(OSError):
+    """Something could not be written; the message says what is left and how to go on."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay.
+
+    Attributes:
+        last: this many of the newest.
+        best: and this many with the lowest validation loss.
+        every: and those of every so many steps.
+    """
+
+    last: int = 2
+    best: int = 0
+    every: int | None = None
+
+    def of(self, losses: Mapping[int, float | None]) -> set[int]:
+        """The steps that stay, of {step: validation loss}."""
+        milestones = {step for step in losses if self.every and step % self.every == 0}
+        return {*sorted(losses)[-self.last :], *ranking(losses)[: self.best], *milestones}
+
+
+def ranking(losses: Mapping[int, float | None]) -> list[int]:
+    """Steps that were validated, the lowest loss first; of equal ones the earlier."""
+    known = [(loss, step) for step, loss in losses.items() if loss is not None]
+    return [step for loss, step in sorted(known) if math.isfinite(loss)]
 
 
 def save(
     folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    state: TrainingState,
     *,
-    keep_last: int,
-    extra: dict[str, Any] | None = None,
+    keep: Keep,
+    extra: Mapping[str, Any] | None = None,
+    validation: float | None = None,
 ) -> Path:
-    """Write the checkpoint after `step` completed steps and drop the oldest ones.
+    """Write a checkpoint, then drop those that need not stay.
+
+    Args:
+        folder: of all checkpoints of the run.
+        state: whole tensors, on any device.
+        keep: which checkpoints stay.
+        extra: further content of `state.json`.
+        validation: the validation loss at this step, if it is known.
 
     Raises:
-        OSError: disk full or folder read-only; earlier checkpoints are untouched.
+        OutputError: disk full or folder read-only; earlier checkpoints are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{PREFIX}{step:08d}"
-    scratch = folder / f".{final.name}.{os.getpid()}"
+    place = folder / f"step-{state.step:08d}"
+    optimizer, plain = _split(state.optimizer["state"])
+    content = {
+        **(extra or {}),
+        "step": state.step,
+        "validation": validation,
+        "scheduler": state.scheduler,
+        "optimizer": {"param_groups": state.optimizer["param_groups"], "state": plain},
+    }
     try:
-        scratch.mkdir()
-        tensors = {n: t.contiguous().cpu() for n, t in trainable_state(model).items()}
-        save_file(tensors, str(scratch / "trainable.safetensors"))
-        states = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        torch.save(states, scratch / "optimizer.pt")
-        (scratch / STATE).write_text(json.dumps({"step": step, **(extra or {})}) + "\n")
-        for file in scratch.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if final.exists():
-            shutil.rmtree(final)
-        scratch.rename(final)
-    except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    for old in all_checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old)
-    return final
+        with durable.whole_folder(place) as scratch:
+            _save_tensors(state.trainable, scratch / TRAINABLE)
+            _save_tensors(optimizer, scratch / OPTIMIZER)
+            (scratch / STATE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+            durable.write_manifest(scratch)
+    except OSError as error:
+        raise OutputError(_cannot_write(place, state, error)) from error
+    losses = {step_of(old): validation_of(old) for old in all_checkpoints(folder)}
+    stay = keep.of(losses) | {state.step}
+    for old in all_checkpoints(folder):
+        if step_of(old) not in stay:
+            shutil.rmtree(old, ignore_errors=True)
+            if old.exists():
+                logger.warning("%s could not be deleted", old)
+    return place
+
+
+def load(checkpoint: Path, *, verified: bool = False) -> tuple[TrainingState, dict[str, Any]]:
+    """The state of a checkpoint, tensors on the CPU, and the content of its `state.json`.
+
+    Args:
+        checkpoint: its folder.
+        verified: whether it was compared with its manifest already, by `newest`.
+
+    Raises:
+        DamagedError: it is not what was written; the file is named.
+    """
+    if not verified:
+        durable.verify(checkpoint)
+    content = _content(checkpoint)
+    named: dict[str, dict[str, Any]] = {
+        n: dict(v) for n, v in content["optimizer"]["state"].items()
+    }
+    for key, tensor in load_file(str(checkpoint / OPTIMIZER)).items():
+        kind, name = key.split("/", 1)
+        named.setdefault(name, {})[kind] = tensor
+    state = TrainingState(
+        step=content["step"],
+        trainable=load_file(str(checkpoint / TRAINABLE)),
+        optimizer={"state": named, "param_groups": content["optimizer"]["param_groups"]},
+        scheduler=content["scheduler"],
+    )
+    return state, content
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Checkpoints of a run, oldest first; whether they are sound is for `newest` to say."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / STATE).is_file())
+    return sorted(
+        (p for p in folder.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)), key=step_of
+    )
 
 
 def step_of(checkpoint: Path) -> int:
     """Completed steps of a checkpoint."""
-    return int(json.loads((checkpoint / STATE).read_text())["step"])
+    return int(checkpoint.name.removeprefix("step-"))
 
 
-def load(
-    checkpoint: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    *,
-    expected: dict[str, Any] | None = None,
-) -> int:
-    """Restore a checkpoint in place; returns the number of completed steps.
+def validation_of(checkpoint: Path) -> float | None:
+    """The validation loss at a checkpoint's step; None where it is not known."""
+    try:
+        return _content(checkpoint)["validation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss."""
+    places = {step_of(place): place for place in all_checkpoints(folder)}
+    ranked = ranking({step: validation_of(place) for step, place in places.items()})
+    return places[ranked[0]] if ranked else None
+
+
+def newest(folder: Path) -> tuple[Path | None, list[durable.DamagedError]]:
+    """The newest sound checkpoint, and what is wrong with newer ones.
 
     Raises:
-        ValueError: it belongs to another run (other parameters, or another recipe).
+        DamagedError: there are checkpoints, but none of them is sound.
     """
-    state = json.loads((checkpoint / STATE).read_text())
-    for key, value in (expected or {}).items():
-        if state.get(key) != value:
-            raise ValueError(
-                f"{checkpoint} was written with {key} {state.get(key)!r}, this run has {value!r}: "
-                "the recipe changed. Use another output folder, or restore the recipe"
-            )
-    saved = load_file(str(checkpoint / "trainable.safetensors"))
-    own = trainable_state(model)
-    if set(saved) != set(own):
-        differ = sorted(set(saved) ^ set(own))[:4]
-        raise ValueError(
-            f"{checkpoint} holds other trainable parameters than this run, e.g. {differ}; the "
-            "recipe changed. Use another output folder, or restore the recipe"
+    damaged: list[durable.DamagedError] = []
+    found = all_checkpoints(folder)
+    for checkpoint in reversed(found):
+        try:
+            durable.verify(checkpoint)
+        except durable.DamagedError as error:
+            damaged.append(error)
+            continue
+        return checkpoint, damaged
+    if found:
+        every = "; ".join(str(error) for error in damaged)
+        raise durable.DamagedError(
+            f"none of the checkpoints in {folder} is sound: {every}. Bring one back from a copy, "
+            "or start over with --fresh, which moves the run aside"
         )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(saved[name])
-    states = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    optimizer.load_state_dict(states["optimizer"])
-    scheduler.load_state_dict(states["scheduler"])
-    return int(state["step"])
+    return None, []
+
+
+def set_aside(folder: Path, newer_than: Path) -> list[Path]:
+    """Rename damaged checkpoints, newer than the sound one, to `step-….damaged`."""
+    moved = []
+    for place in all_checkpoints(folder):
+        if step_of(place) > step_of(newer_than):
+            aside = place.with_name(place.name + DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            moved.append(place.rename(aside))
+    return moved
+
+
+def _content(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+
+
+def _split(
+    named: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Tensors of an optimiser as {KIND/NAME: tensor}, plain values as {NAME: {KIND: value}}."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for name, values in named.items():
+        for kind, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{kind}/{name}"] = value
+            else:
+                plain.setdefault(name, {})[kind] = value
+    return tensors, plain
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, str(file))
+    except SafetensorError as error:  # how safetensors tells of a full disk
+        raise OSError(f"{file.name}: {error}") from error
+
+
+def _cannot_write(place: Path, state: TrainingState, error: OSError) -> str:
+    earlier = [p for p in all_checkpoints(place.parent) if step_of(p) != state.step]
+    if earlier:
+        left = (
+            f"The last checkpoint is that of step {step_of(earlier[-1])}, {earlier[-1]}; the same "
+            "command continues from it"
+        )
+    else:
+        left = "There is no earlier checkpoint; the same command starts from the beginning"
+    free = free_bytes(place)
+    return (
+        f"cannot write the checkpoint of step {state.step} to {place}: {error}. It needs "
+        f"{_size(state.nbytes)}, {_size(free)} are free there. {left}. Make room or make the "
+        "folder writable first, or keep fewer checkpoints (train.keep_last, train.keep_best)"
+    )
+
+
+def free_bytes(place: Path) -> int:
+    """Free bytes on the disk of a place that need not exist yet."""
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

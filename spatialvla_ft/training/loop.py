@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..data.sampler import Sampler
 from ..models.lora import save_adapter
-from . import checkpoints
+from . import checkpoints, training_state
 from .batches import make_loader, make_sampler
-from .identity import identity
+from .identity import check_same_run, identity
 from .metrics import Throughput, token_accuracy
 from .optimisation import make_optimizer, make_scheduler
 from .run import Run
@@ -62,8 +62,8 @@ class Loop:
     def begin(self, resume: bool) -> None:
         """Put everything on its device and take up the newest checkpoint, if there is one."""
         recipe, cfg = self.run.recipe, self.run.recipe.train
-        existing = checkpoints.all_checkpoints(self.folder) if resume else []
-        start = checkpoints.step_of(existing[-1]) if existing else 0
+        found, damaged = checkpoints.newest(self.folder) if resume else (None, [])
+        start = 0 if found is None else checkpoints.step_of(found)
         self.accelerator = Accelerator(
             mixed_precision="no" if cfg.precision == "float32" else cfg.precision,
             gradient_accumulation_steps=cfg.gradient_accumulation,
@@ -76,16 +76,16 @@ class Loop:
         optimizer = make_optimizer(self.parameters, cfg)
         self.scheduler = make_scheduler(optimizer, cfg)
         self.model, self.optimizer = self.accelerator.prepare(self.run.model, optimizer)
-        self.identity = {"recipe": identity(self.run), "world": self.accelerator.num_processes}
-        if existing:
-            self.done = checkpoints.load(
-                existing[-1],
-                self.accelerator.unwrap_model(self.model),
-                self.optimizer,
-                self.scheduler,
-                expected={"recipe": self.identity["recipe"]},
-            )
-            logger.info("resuming from %s", existing[-1])
+        self.identity = identity(self.run, self.accelerator.num_processes)
+        for error in damaged:
+            logger.warning("damaged checkpoint: %s; continuing from the older %s", error, found)
+        if found is not None:
+            state, content = checkpoints.load(found, verified=True)
+            check_same_run(found, content["identity"], self.identity)
+            plain = self.accelerator.unwrap_model(self.model)
+            training_state.put(state, plain, self.optimizer, self.scheduler)
+            self.done = state.step
+            logger.info("resuming from %s", found)
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
             content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
@@ -170,14 +170,12 @@ class Loop:
     def save(self) -> None:
         """A checkpoint of the steps done so far."""
         if self.accelerator.is_main_process:
+            plain = self.accelerator.unwrap_model(self.model)
             checkpoints.save(
                 self.folder,
-                self.done,
-                self.accelerator.unwrap_model(self.model),
-                self.optimizer,
-                self.scheduler,
-                keep_last=self.run.recipe.train.keep_last,
-                extra=self.identity,
+                training_state.take(self.done, plain, self.optimizer, self.scheduler),
+                keep=checkpoints.Keep(last=self.run.recipe.train.keep_last),
+                extra={"identity": self.identity},
             )
 
     def finish(self) -> Path:

@@ -152,7 +152,7 @@ def test_a_loss_that_is_no_number_names_the_samples(recipe_of):
 def test_another_recipe_does_not_resume(recipe_of):
     train(build(recipe_of("full")), on_log=None)
     changed = recipe_of("full", overrides=["train.learning_rate=0.02"])
-    with pytest.raises(ValueError, match=r"the recipe changed\. Use another output folder"):
+    with pytest.raises(ValueError, match=r"train.learning_rate: 0.01 in the checkpoint, 0.02 now"):
         train(build(changed))
 
 
