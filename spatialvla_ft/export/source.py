@@ -12,7 +12,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from ..models.lora import BASE_FILE, ROWS_FILE, is_adapter, load_with_adapter
+from ..models.lora import (
+    BASE_FILE,
+    ROWS_FILE,
+    is_adapter,
+    load_with_adapter,
+    merge_adapter,
+)
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
@@ -115,7 +121,7 @@ def merge(loaded: Loaded, processor: SpatialVLAProcessor, inputs: Mapping[str, T
     if not isinstance(loaded, PeftModel):
         return Source(loaded, processor, "checkpoint")
     before = run_model(unwrap(loaded), inputs)
-    model = loaded.merge_and_unload().eval()
+    model = merge_adapter(loaded)
     after = run_model(model, inputs, ids=before.ids)
     difference = float((after.logits - before.logits).abs().max())
     if not math.isfinite(difference) or difference > MERGE_TOLERANCE:

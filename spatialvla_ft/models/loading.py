@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from transformers.modeling_utils import PreTrainedModel
 
+from .action_head import joined_weights
 from .attention import refuse_kernel, text_kernel
 from .configuration_spatialvla import SpatialVLAConfig
 from .loading_report import check_loaded, readable_weights
@@ -129,14 +130,18 @@ class CheckpointLoading(PreTrainedModel):
         return (model, info) if tell else model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; a spatial table that is a view of the text embeddings is written out.
+        """As in transformers, always in the released layout.
 
-        safetensors refuses tensors that share memory, and the released layout has both.
+        A spatial table that is a view of the text embeddings is written out, since safetensors
+        refuses tensors that share memory; action rows that were trained apart from the head are
+        joined to it.
         """
-        if kwargs.get("state_dict") is None and self._table_is_shared():
+        weights = kwargs.get("state_dict")
+        if weights is None and (self._table_is_shared() or self.action_head_rows is not None):
             weights = self.state_dict()
             weights[TABLE] = weights[TABLE].clone()
-            kwargs["state_dict"] = weights
+        if weights is not None:
+            kwargs["state_dict"] = joined_weights(self.config, weights)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _table_is_shared(self) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..actions.adapt import adapt_embeddings
 from ..actions.grid import ActionGrid
+from .action_head import ACTION_HEAD, join_action_head, separate_action_head
 from .canary import BlindModelError, check_sight
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
@@ -57,13 +58,16 @@ def attach_lora(
         dropout: on the adapters' input.
         targets: regular expression over whole module names.
         train_whole: modules trained whole rather than through an adapter, e.g.
-            "spatial_embed_tokens" or "position_embedding_3d".
+            "spatial_embed_tokens", "position_embedding_3d", or "action_head_rows" for the head's
+            rows of action tokens alone.
     """
+    if ACTION_HEAD in train_whole and model.action_head_rows is None:
+        separate_action_head(model)
     missing = [name for name in train_whole if not _has_module(model, name)]
     if missing:
         raise ValueError(
             f"the model has no module {missing}; lora.train_whole takes names such as "
-            "'spatial_embed_tokens', 'position_embedding_3d', 'multi_modal_projector'"
+            "'spatial_embed_tokens', 'action_head_rows', 'position_embedding_3d'"
         )
     covered = "|".join(rf"{name}\..*" for name in train_whole)
     config = LoraConfig(
@@ -203,7 +207,17 @@ def load_with_adapter(
     table = rows["spatial_embed_tokens"]
     counts = recorded.get("action_token_counts", model.config.action_token_counts)
     set_action_rows(model, counts, table, rows.get("lm_head_action_rows", table))
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    if ACTION_HEAD in (adapter.get("modules_to_save") or ()):
+        separate_action_head(model)
     return PeftModel.from_pretrained(model, str(folder))
+
+
+def merge_adapter(adapted: PeftModel) -> SpatialVLAForConditionalGeneration:
+    """The base with its adapters merged into the weights (in place), in the released layout."""
+    model = adapted.merge_and_unload()
+    join_action_head(model)
+    return model.eval()
 
 
 def load_policy_model(

@@ -125,6 +125,8 @@ class SpatialVLAForConditionalGeneration(
                 self._keys_to_ignore_on_load_unexpected += [r"^position_embedding_3d\."]
         if config.use_spatial_token:
             self.spatial_embed_tokens = nn.Embedding(config.spatial_token_num, text.hidden_size)
+        # The head's action rows, while they are trained apart from it; see `action_head.py`.
+        self.action_head_rows: nn.Embedding | None = None
         if config.observes_more:
             self.observation_tokens = ObservationTokens(
                 config.num_cameras, config.observation_window, config.proprio_dim, text.hidden_size
@@ -195,6 +197,8 @@ class SpatialVLAForConditionalGeneration(
         """Weights of the head for a slice of the action tokens (counted from the first one)."""
         if self.config.tie_action_head:
             return self.spatial_embed_tokens.weight[rows]
+        if self.action_head_rows is not None:
+            return self.action_head_rows.weight[rows]
         begin = self.config.action_token_begin_idx
         return self.language_model.lm_head.weight[begin + rows.start : begin + rows.stop]
 
@@ -205,9 +209,13 @@ class SpatialVLAForConditionalGeneration(
 
     def head(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Logits over the whole vocabulary."""
-        if not self.config.tie_action_head:
-            return self.soft_cap(self.language_model.lm_head(hidden))
         begin, count = self.config.action_token_begin_idx, self.config.spatial_token_num
+        if not self.config.tie_action_head:
+            logits = self.language_model.lm_head(hidden)
+            if self.action_head_rows is not None:
+                own = F.linear(hidden, self.action_head_rows.weight)
+                logits = torch.cat((logits[..., :begin], own, logits[..., begin + count :]), -1)
+            return self.soft_cap(logits)
         weight = self.language_model.lm_head.weight
         rows = (weight[:begin], self.spatial_embed_tokens.weight, weight[begin + count :])
         return self.soft_cap(F.linear(hidden, torch.cat(rows)))

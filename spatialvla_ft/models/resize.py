@@ -39,6 +39,7 @@ def set_action_rows(
         table: their embeddings.
         head: their rows of the head; not used where the head is tied to the table.
     """
+    assert model.action_head_rows is None, "action rows are separated after they are set"
     config = model.config
     total = sum(counts)
     if len(table) != total or len(head) != total:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..models.action_head import ACTION_HEAD, separate_action_head
 from ..models.checkpointing import checkpoint_activations
 from ..models.lora import attach_lora
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -19,6 +20,8 @@ def trainable_part(recipe: Recipe, model: SpatialVLAForConditionalGeneration) ->
         checkpoint_activations(model)
     if recipe.lora is None:
         if recipe.train.only is not None:
+            if ACTION_HEAD in recipe.train.only:
+                separate_action_head(model)
             _keep_only(model, recipe.train.only)
             return model
         freeze = recipe.train.freeze
