@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ..data.image_path import fit_step
+from ..data.reading import read_in_disk_order
 from ..data.sample import Sample
 from ..data.sampler import Sampler
 from .run import Run
@@ -33,6 +34,10 @@ class Frames(Dataset[Sample]):
         if self.augment is None:
             return fit_step(sample, self.size, self.path)
         return self.augment(sample, slot, self.seed, size=self.size, path=self.path)
+
+    def __getitems__(self, places: list[tuple[int, int, int]]) -> list[Sample]:
+        """The samples of a batch; videos are read forward."""
+        return read_in_disk_order(self.__getitem__, places)
 
 
 class StepBatches(BatchSampler):
