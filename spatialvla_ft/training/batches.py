@@ -12,6 +12,7 @@ from ..data.reading import read_in_disk_order
 from ..data.sample import Sample
 from ..data.sampler import Sampler
 from .run import Run
+from .stopping import leave_to_main_process
 
 
 class Frames(Dataset[Sample]):
@@ -79,6 +80,7 @@ def make_loader(run: Run, sampler: Sampler, start: int, stop: int) -> DataLoader
         num_workers=workers,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=leave_to_main_process,
     )
 
 

@@ -13,7 +13,8 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def save(
     Raises:
         OutputError: disk full or folder read-only; earlier checkpoints are untouched.
     """
-    place = folder / f"step-{state.step:08d}"
+    place = place_of(folder, state.step)
     optimizer, plain = _split(state.optimizer["state"])
     content = {
         **(extra or {}),
@@ -91,16 +92,13 @@ def save(
         "scheduler": state.scheduler,
         "optimizer": {"param_groups": state.optimizer["param_groups"], "state": plain},
     }
-    try:
-        with durable.whole_folder(place) as scratch:
-            _save_tensors(state.trainable, scratch / TRAINABLE)
-            _save_tensors(optimizer, scratch / OPTIMIZER)
-            (scratch / STATE).write_text(json.dumps(content) + "\n", encoding="utf-8")
-            durable.write_manifest(scratch)
-    except OSError as error:
-        raise OutputError(_cannot_write(place, state, error)) from error
-    losses = {step_of(old): validation_of(old) for old in all_checkpoints(folder)}
-    stay = keep.of(losses) | {state.step}
+    what = f"the checkpoint of step {state.step}"
+    with writing(what, folder, state.nbytes), durable.whole_folder(place) as scratch:
+        _save_tensors(state.trainable, scratch / TRAINABLE)
+        _save_tensors(optimizer, scratch / OPTIMIZER)
+        (scratch / STATE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        durable.write_manifest(scratch)
+    stay = keep.of(validations(folder)) | {state.step}
     for old in all_checkpoints(folder):
         if step_of(old) not in stay:
             shutil.rmtree(old, ignore_errors=True)
@@ -146,6 +144,11 @@ def all_checkpoints(folder: Path) -> list[Path]:
     )
 
 
+def place_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
 def step_of(checkpoint: Path) -> int:
     """Completed steps of a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
@@ -159,11 +162,20 @@ def validation_of(checkpoint: Path) -> float | None:
         return None
 
 
+def validations(folder: Path) -> dict[int, float | None]:
+    """{step: validation loss} of all checkpoints."""
+    return {step_of(place): validation_of(place) for place in all_checkpoints(folder)}
+
+
 def best(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss."""
-    places = {step_of(place): place for place in all_checkpoints(folder)}
-    ranked = ranking({step: validation_of(place) for step, place in places.items()})
-    return places[ranked[0]] if ranked else None
+    """The checkpoint with the lowest validation loss; None where none was validated."""
+    ranked = ranking(validations(folder))
+    return place_of(folder, ranked[0]) if ranked else None
+
+
+def is_among_best(folder: Path, step: int, validation: float, count: int) -> bool:
+    """Whether a step with this validation loss would be one of the best, beside what is kept."""
+    return step in ranking({**validations(folder), step: validation})[:count]
 
 
 def newest(folder: Path) -> tuple[Path | None, list[durable.DamagedError]]:
@@ -190,11 +202,11 @@ def newest(folder: Path) -> tuple[Path | None, list[durable.DamagedError]]:
     return None, []
 
 
-def set_aside(folder: Path, newer_than: Path) -> list[Path]:
-    """Rename damaged checkpoints, newer than the sound one, to `step-….damaged`."""
+def set_aside(folder: Path, sound: int) -> list[Path]:
+    """Rename the damaged checkpoints of later steps than the sound one to `step-….damaged`."""
     moved = []
     for place in all_checkpoints(folder):
-        if step_of(place) > step_of(newer_than):
+        if step_of(place) > sound:
             aside = place.with_name(place.name + DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
             moved.append(place.rename(aside))
@@ -221,27 +233,40 @@ def _split(
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, str(file))
+
+
+@contextmanager
+def writing(what: str, folder: Path, size: int | None = None) -> Iterator[None]:
+    """Tell of failed writes inside the block in words that help.
+
+    Args:
+        what: is being written.
+        folder: of the run's checkpoints.
+        size: bytes it needs, if they are known.
+
+    Raises:
+        OutputError: for an OSError, and for safetensors' own way to tell of one.
+    """
     try:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, str(file))
-    except SafetensorError as error:  # how safetensors tells of a full disk
-        raise OSError(f"{file.name}: {error}") from error
-
-
-def _cannot_write(place: Path, state: TrainingState, error: OSError) -> str:
-    earlier = [p for p in all_checkpoints(place.parent) if step_of(p) != state.step]
-    if earlier:
+        yield
+    except OutputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        earlier = all_checkpoints(folder)
         left = (
-            f"The last checkpoint is that of step {step_of(earlier[-1])}, {earlier[-1]}; the same "
+            f"The last checkpoint is that of step {step_of(earlier[-1])}, {earlier[-1]}: the same "
             "command continues from it"
+            if earlier
+            else "There is no checkpoint yet: the same command starts from the beginning"
         )
-    else:
-        left = "There is no earlier checkpoint; the same command starts from the beginning"
-    free = free_bytes(place)
-    return (
-        f"cannot write the checkpoint of step {state.step} to {place}: {error}. It needs "
-        f"{_size(state.nbytes)}, {_size(free)} are free there. {left}. Make room or make the "
-        "folder writable first, or keep fewer checkpoints (train.keep_last, train.keep_best)"
-    )
+        room = f"{in_words(free_bytes(folder))} are free there"
+        if size is not None:
+            room = f"It needs {in_words(size)}, {room}"
+        raise OutputError(
+            f"cannot write {what} to {folder.parent}: {error}. {room}. {left}. First make room (or "
+            "keep less: train.keep_last, train.keep_best), or make the folder writable"
+        ) from error
 
 
 def free_bytes(place: Path) -> int:
@@ -251,7 +276,8 @@ def free_bytes(place: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _size(count: float) -> str:
+def in_words(count: float) -> str:
+    """A number of bytes, e.g. "1.5 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

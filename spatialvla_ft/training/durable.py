@@ -44,11 +44,11 @@ def whole_folder(place: Path) -> Iterator[Path]:
         scratch.mkdir()
         yield scratch
         for found in [*scratch.rglob("*"), scratch]:
-            _to_disk(found)
+            to_disk(found)
         if place.exists():
             place.rename(replaced)
         scratch.rename(place)
-        _to_disk(place.parent)
+        to_disk(place.parent)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         if replaced.exists() and not place.exists():
@@ -83,9 +83,9 @@ def write_text(place: Path, text: str) -> None:
     scratch = _beside(place, WRITING)
     try:
         scratch.write_text(text, encoding="utf-8")
-        _to_disk(scratch)
+        to_disk(scratch)
         scratch.replace(place)
-        _to_disk(place.parent)
+        to_disk(place.parent)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
@@ -148,7 +148,7 @@ def _beside(place: Path, ending: str) -> Path:
     return place.parent / f".{place.name}{ending}"
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Bring a file, or the names in a folder, to disk; some file systems cannot do folders."""
     handle = os.open(path, os.O_RDONLY)
     try:

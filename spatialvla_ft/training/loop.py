@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
 from ..data.sampler import Sampler
 from ..models.lora import save_adapter
-from . import checkpoints, training_state
+from . import checkpoints, durable, output, training_state
 from .batches import make_loader, make_sampler
 from .identity import check_same_run, identity
 from .metrics import Throughput, token_accuracy
 from .optimisation import make_optimizer, make_scheduler
+from .recipe import RecipeError
 from .run import Run
-from .trackers import forget_after, make_trackers
+from .stopping import StoppedError, StopRequest, stop_requests
+from .trackers import flush, forget_after, make_trackers
 from .validation import validate
 
 logger = logging.getLogger(__name__)
@@ -33,20 +36,27 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
 
     Args:
         run: from `build`.
-        resume: continue from the newest checkpoint of the output folder, if there is one.
+        resume: continue from the newest sound checkpoint of the output folder, if there is one;
+            otherwise an earlier run there is moved aside.
         on_log: called with (completed steps, metrics) on the main process.
 
     Raises:
         FloatingPointError: the loss is not finite; the batch is named.
+        OutputError: something could not be written; the last checkpoint is named.
+        StoppedError: SIGTERM or SIGUSR1 came; a checkpoint was written.
     """
+    if resume and (result := output.finished(run.recipe)) is not None:
+        logger.info("%s holds the result of this recipe already", result)
+        return result
     if run.recipe.train.threads is not None:
         torch.set_num_threads(run.recipe.train.threads)
     loop = Loop(run, on_log)
-    loop.begin(resume)
-    if run.depth is not None:
-        _fill_depth(run, loop.accelerator)
-    loop.run_steps()
-    return loop.finish()
+    with loop.held:
+        loop.begin(resume)
+        if run.depth is not None:
+            _fill_depth(run, loop.accelerator)
+        loop.run_steps()
+        return loop.finish()
 
 
 class Loop:
@@ -58,10 +68,16 @@ class Loop:
         self.output = Path(run.recipe.output)
         self.folder = self.output / "checkpoints"
         self.done = 0
+        self.held = ExitStack()
+        keep = run.recipe.train
+        self.keep = checkpoints.Keep(keep.keep_last, keep.keep_best, keep.keep_every)
 
     def begin(self, resume: bool) -> None:
         """Put everything on its device and take up the newest checkpoint, if there is one."""
         recipe, cfg = self.run.recipe, self.run.recipe.train
+        if cfg.result == "best" and not self.run.heldout:
+            raise RecipeError("train.result: best needs held-out episodes; set data.holdout")
+        self.take_output(resume)
         found, damaged = checkpoints.newest(self.folder) if resume else (None, [])
         start = 0 if found is None else checkpoints.step_of(found)
         self.accelerator = Accelerator(
@@ -77,8 +93,6 @@ class Loop:
         self.scheduler = make_scheduler(optimizer, cfg)
         self.model, self.optimizer = self.accelerator.prepare(self.run.model, optimizer)
         self.identity = identity(self.run, self.accelerator.num_processes)
-        for error in damaged:
-            logger.warning("damaged checkpoint: %s; continuing from the older %s", error, found)
         if found is not None:
             state, content = checkpoints.load(found, verified=True)
             check_same_run(found, content["identity"], self.identity)
@@ -87,14 +101,43 @@ class Loop:
             self.done = state.step
             logger.info("resuming from %s", found)
         if self.accelerator.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-            content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-            (self.output / "recipe.yaml").write_text(content)
-            forget_after(self.output / "metrics.jsonl", self.done)
+            with checkpoints.writing("the recipe and the metrics", self.folder):
+                content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+                durable.write_text(self.output / "recipe.yaml", content)
+                forget_after(self.output / "metrics.jsonl", self.done)
+            size = 3 * sum(p.nbytes for p in self.parameters)  # with AdamW's two moments
+            output.warn_of_space(self.folder, size, cfg.steps, self.keep)
         self.accelerator.init_trackers("spatialvla_ft")
+        self.leave_damaged(damaged)
+
+    def take_output(self, resume: bool) -> None:
+        """The output folder for this run alone; without resuming, an earlier run moves aside."""
+        place = PartialState()
+        if place.is_main_process:
+            self.held.enter_context(output.held(self.output))
+            if not resume and (aside := output.move_aside(self.run.recipe)) is not None:
+                logger.warning("the earlier run in %s is now %s", self.output, aside)
+                self.held.enter_context(output.held(self.output))
+        place.wait_for_everyone()
+
+    def leave_damaged(self, damaged: list[durable.DamagedError]) -> None:
+        """Say that the newest checkpoints are damaged, and put them out of the way."""
+        self.accelerator.wait_for_everyone()  # until all ranks have read the sound one
+        if not damaged:
+            return
+        if self.accelerator.is_main_process:
+            for error in damaged:
+                logger.warning("DAMAGED CHECKPOINT: %s", error)
+            moved = [str(place) for place in checkpoints.set_aside(self.folder, self.done)]
+            logger.warning("going back to step %d; the damaged are now %s", self.done, moved)
+        self.log({"resume/damaged_checkpoints": len(damaged)})
 
     def run_steps(self) -> None:
-        """All steps that are left; logs, validates and saves on the way."""
+        """All steps that are left; logs, validates and saves on the way, and stops when asked."""
+        with stop_requests() as request:
+            self._run_steps(request)
+
+    def _run_steps(self, request: StopRequest) -> None:
         cfg, accelerator = self.run.recipe.train, self.accelerator
         micro = cfg.gradient_accumulation
         sampler = make_sampler(self.run, accelerator.num_processes, accelerator.process_index)
@@ -112,16 +155,36 @@ class Loop:
                 losses.append(loss)
             self.scheduler.step()
             self.done = step + 1
-            last = self.done == cfg.steps
+            last, validation = self.done == cfg.steps, None
             if last or self.done % cfg.log_every == 0:
                 values = self.metrics(losses, logits, batch["labels"], norm)
                 self.log({**values, **throughput.restart()})
             if self.run.heldout and (last or self.done % cfg.validate_every == 0):
                 plain = accelerator.unwrap_model(self.model)
-                self.log(validate(self.run, plain, cfg.validate_samples))
+                found = validate(self.run, plain, cfg.validate_samples)
+                self.log(found)
+                validation = found["validation/loss"]
                 self.model.train()
-            if last or self.done % cfg.save_every == 0:
-                self.save()
+            stop, good = self.any_rank(request.reason is not None, self.is_good(validation))
+            if last or stop or good or self.done % cfg.save_every == 0:
+                self.save(validation)
+            if stop and not last:
+                accelerator.end_training()
+                place = checkpoints.place_of(self.folder, self.done)
+                raise StoppedError(request.reason or "a signal", self.done, cfg.steps, place)
+
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """Each flag as soon as one rank has it set, so that all ranks decide alike."""
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        own = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
+        return (self.accelerator.reduce(own, "sum") > 0).tolist()
+
+    def is_good(self, validation: float | None) -> bool:
+        """Whether the weights of now belong to the best; the main process knows."""
+        if validation is None or not self.accelerator.is_main_process:
+            return False
+        return checkpoints.is_among_best(self.folder, self.done, validation, self.keep.best)
 
     def micro_step(
         self, batch: dict[str, Tensor], step: int, sampler: Sampler
@@ -163,19 +226,23 @@ class Loop:
 
     def log(self, values: dict[str, float]) -> None:
         """To all trackers and to the caller."""
-        self.accelerator.log(values, step=self.done)
+        with checkpoints.writing("the metrics", self.folder):
+            self.accelerator.log(values, step=self.done)
         if self.on_log is not None and self.accelerator.is_main_process:
             self.on_log(self.done, values)
 
-    def save(self) -> None:
+    def save(self, validation: float | None = None) -> None:
         """A checkpoint of the steps done so far."""
         if self.accelerator.is_main_process:
+            with checkpoints.writing("the metrics", self.folder):
+                flush(self.accelerator.trackers)  # no step of the checkpoint may lack its metrics
             plain = self.accelerator.unwrap_model(self.model)
             checkpoints.save(
                 self.folder,
                 training_state.take(self.done, plain, self.optimizer, self.scheduler),
-                keep=checkpoints.Keep(last=self.run.recipe.train.keep_last),
+                keep=self.keep,
                 extra={"identity": self.identity},
+                validation=validation,
             )
 
     def finish(self) -> Path:
@@ -183,7 +250,19 @@ class Loop:
         self.accelerator.wait_for_everyone()
         result = self.output / "final"
         if self.accelerator.is_main_process:
-            save_result(self.run, self.accelerator.unwrap_model(self.model), result)
+            model = self.accelerator.unwrap_model(self.model)
+            place = checkpoints.place_of(self.folder, self.done)
+            if self.run.recipe.train.result == "best":
+                place = checkpoints.best(self.folder) or place
+                state, _ = checkpoints.load(place)
+                training_state.put_trainable(state, model)
+            step, loss = checkpoints.step_of(place), checkpoints.validation_of(place)
+            with (
+                checkpoints.writing("the result", self.folder),
+                durable.whole_folder(result) as scratch,
+            ):
+                save_result(self.run, model, scratch)
+                output.write_trained(scratch, self.run.recipe, step, loss)
         self.accelerator.end_training()
         return result
 

@@ -223,8 +223,26 @@ class Train(Section):
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=1)
+    """Checkpoints that stay: the newest, ..."""
+    keep_best: int = Field(1, ge=0)
+    """... those with the lowest validation loss (where episodes are held out), ..."""
+    keep_every: int | None = Field(None, ge=1)
+    """... and those of every so many steps, a multiple of save_every."""
+    result: Literal["last", "best"] = "last"
+    """Which weights `final/` holds: those of the last step, or of the lowest validation loss."""
     validate_every: int = Field(500, ge=1)
     validate_samples: int = Field(64, ge=1)
     threads: int | None = Field(None, ge=1)
     """CPU threads of torch; None leaves its default."""
     trackers: list[str] = Field(default_factory=lambda: ["jsonl", "tensorboard"])
+
+    @model_validator(mode="after")
+    def _checkpoints_fit(self) -> Train:
+        if self.keep_every is not None and self.keep_every % self.save_every:
+            raise ValueError(
+                f"keep_every is {self.keep_every}, but checkpoints are written every "
+                f"{self.save_every} steps (save_every): set a multiple of that"
+            )
+        if self.result == "best" and self.keep_best == 0:
+            raise ValueError("result: best needs keep_best: 1 or more, or there is none to take")
+        return self

@@ -13,6 +13,8 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
+from . import durable
+
 
 class JsonLinesTracker(GeneralTracker):
     """Appends every logged step to `metrics.jsonl` of the run's folder."""
@@ -40,6 +42,12 @@ class JsonLinesTracker(GeneralTracker):
         line = {"step": step, "time": round(time.time(), 3), **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    @on_main_process
+    def flush(self) -> None:
+        """Bring the lines to disk."""
+        if self.path.is_file():
+            durable.to_disk(self.path)
 
 
 class TensorBoardTracker(GeneralTracker):
@@ -70,9 +78,21 @@ class TensorBoardTracker(GeneralTracker):
             self.writer.add_scalar(name, value, step)
 
     @on_main_process
+    def flush(self) -> None:
+        """Bring the points to disk."""
+        self.writer.flush()
+
+    @on_main_process
     def finish(self) -> None:
         """Close the file."""
         self.writer.close()
+
+
+def flush(trackers: list[Any]) -> None:
+    """Bring to disk what our own trackers were told so far."""
+    for tracker in trackers:
+        if isinstance(tracker, JsonLinesTracker | TensorBoardTracker):
+            tracker.flush()
 
 
 def make_trackers(names: list[str], folder: Path, resume_at: int) -> list[Any]:
@@ -95,4 +115,4 @@ def forget_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             continue  # a line cut short when the run was killed
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    durable.write_text(path, "".join(f"{line}\n" for line in kept))

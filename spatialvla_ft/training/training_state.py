@@ -75,10 +75,7 @@ def put(
     Raises:
         ValueError: the state is of a run that trains other parameters.
     """
-    own = trainable_state(model)
-    check_names(state.trainable, own)
-    for name, parameter in own.items():
-        parameter.copy_(state.trainable[name])
+    put_trainable(state, model)
     names = _names(model, optimizer)
     numbers = {name: number for number, name in enumerate(names)}
     options = {n: group for group in state.optimizer["param_groups"] for n in group["params"]}
@@ -89,6 +86,19 @@ def put(
     states = {numbers[name]: values for name, values in state.optimizer["state"].items()}
     optimizer.load_state_dict({"state": states, "param_groups": groups})
     scheduler.load_state_dict(state.scheduler)
+
+
+@torch.no_grad()
+def put_trainable(state: TrainingState, model: nn.Module) -> None:
+    """Give a model the trained parameters of a state, in place.
+
+    Raises:
+        ValueError: other parameters are trainable in it.
+    """
+    own = trainable_state(model)
+    check_names(state.trainable, own)
+    for name, parameter in own.items():
+        parameter.copy_(state.trainable[name])
 
 
 def check_names(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

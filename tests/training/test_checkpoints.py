@@ -155,7 +155,7 @@ def test_damage_is_named_and_the_one_before_is_taken(tmp_path, name, damage, wor
     assert words in str(error)
     with pytest.raises(DamagedError, match=words):
         checkpoints.load(place)
-    (aside,) = checkpoints.set_aside(tmp_path, found)
+    (aside,) = checkpoints.set_aside(tmp_path, 1)
     assert aside.name == "step-00000002.damaged"
     assert steps(tmp_path) == [1]
 
