@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -53,6 +52,7 @@ class TrainingLog:
 def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
     """Say what is trained, then show progress; nothing when quiet."""
     from spatialvla_ft.training.batches import epoch_words
+    from spatialvla_ft.training.global_batch import process_count
     from spatialvla_ft.training.parameter_groups import groups_in_words, parameter_groups
 
     if quiet:
@@ -69,7 +69,13 @@ def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
     )
     for line in groups_in_words(groups):
         console.print(f"  {line}", highlight=False)
-    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by `accelerate launch` and `torchrun`
+    world, train = process_count(), run.recipe.train
+    console.print(
+        f"one step = {train.batch_size * train.gradient_accumulation * world:,} samples: "
+        f"{train.batch_size} at once x {train.gradient_accumulation} accumulated x {world} "
+        "process(es)",
+        highlight=False,
+    )
     console.print(epoch_words(run, world), highlight=False, soft_wrap=True)
     if run.recipe.lora is not None:
         rank = run.recipe.lora.rank

@@ -57,12 +57,13 @@ def plan_memory(
         from spatialvla_ft.bench import memory_plan as bench
         from spatialvla_ft.bench.memory_advice import first_that_fits
         from spatialvla_ft.bench.workloads import config_of
+        from spatialvla_ft.training.global_batch import with_accumulation
         from spatialvla_ft.training.recipe import load_recipe
 
         if work not in ("train", "predict"):
             raise ValueError(f"--work is train or predict, got {work!r}")
         memory = None if gpu_memory is None else _bytes(gpu_memory)
-        checked = load_recipe(recipe, overrides or [])
+        checked = with_accumulation(load_recipe(recipe, overrides or []), gpus)
         config = config_of(checked, {"released": "4b"}.get(sizes or "", sizes))
         asked = {"work": work, "prompt_tokens": prompt_tokens}
         plan = bench.plan_memory(checked, config, **asked).on_gpus(gpus, sharding)

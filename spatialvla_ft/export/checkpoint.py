@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from ..models.configuration_spatialvla import SpatialVLAConfig
+from ..models.dtypes import cast_weights
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
@@ -152,20 +153,6 @@ def export_checkpoint(
         inputs=inputs.origin,
         verified=verified,
     )
-
-
-def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast what a checkpoint stores (in place).
-
-    `Module.to` would also round buffers that are computed at loading, such as rotary frequencies.
-    """
-    for module in model.modules():
-        stored: list[torch.Tensor] = [*module.parameters(recurse=False)]
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
-                stored.append(buffer)
-        for tensor in stored:
-            tensor.data = tensor.data.to(dtype)
 
 
 def write_layout(

@@ -22,6 +22,7 @@ from ..actions.adapt import adapt_embeddings
 from ..actions.grid import ActionGrid
 from .action_head import ACTION_HEAD, join_action_head, separate_action_head
 from .canary import BlindModelError, check_sight
+from .dtypes import cast_weights
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
 from .resize import set_action_rows
@@ -194,15 +195,17 @@ def load_with_adapter(
     """
     recorded = json.loads((folder / BASE_FILE).read_text())
     source = base or recorded["base"]
+    # The fingerprint is of the stored values, so these are read before they are rounded.
     model = SpatialVLAForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, **recorded.get("overrides", {})
+        source, dtype=torch.float32, **recorded.get("overrides", {})
     )
     have = fingerprint(model)
-    if dtype == torch.float32 and have != recorded["fingerprint"]:
+    if have != recorded["fingerprint"]:
         raise ValueError(
             f"{folder} was trained on a base with fingerprint {recorded['fingerprint']}, but "
             f"{source} has {have}: it is another model, or already merged. Pass the original base"
         )
+    cast_weights(model, dtype)
     rows = load_file(str(folder / ROWS_FILE))
     table = rows["spatial_embed_tokens"]
     counts = recorded.get("action_token_counts", model.config.action_token_counts)

@@ -27,6 +27,7 @@ from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
 from .augment import Augment
 from .collate import Collator, DepthInput
+from .global_batch import process_count, with_accumulation
 from .open_data import open_data
 from .recipe import Recipe, RecipeError
 from .run import Run
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 def build(recipe: Recipe) -> Run:
     """Open the data, make or load the model, fit or keep the grid, attach adapters."""
+    recipe = with_accumulation(recipe, process_count())
     chunk, layout = _chunk_and_layout(recipe)
     opened = open_data(recipe, chunk, layout)
     datasets = opened.datasets

@@ -1,7 +1,7 @@
 """Recipes: what a training run is, in one YAML file.
 
 Unknown keys, wrong types and contradictions are reported all at once, with file and line;
-`key.sub=value` overrides take the same path.
+`key.sub=value` overrides take the same path. A recipe may build on another: `extends: other.yaml`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from .recipe_text import RecipeError, explain, override, places_in
+from .recipe_text import RecipeError, explain, override, read_text
 from .sections import Data, Grid, Lora, Model, Section, Train
 
 
@@ -36,6 +35,18 @@ class Recipe(Section):
             )
         if self.train.only is not None and self.train.freeze is not None:
             raise ValueError("set at most one of train.only and train.freeze")
+        if self.model.dtype == "bf16":
+            if self.lora is None:
+                raise ValueError(
+                    "model.dtype bf16 is for frozen weights under adapters: small steps of trained "
+                    "weights would be rounded away. Set lora, or model.dtype: float32 with "
+                    "train.precision: bf16"
+                )
+            if self.train.precision != "bf16":
+                raise ValueError(
+                    "model.dtype bf16 needs train.precision: bf16, in which layers of both types "
+                    "work together"
+                )
         if self.lora is not None and self.model.new is not None:
             raise ValueError(
                 "lora needs model.base: an adapter of a new model has no base to come back to. "
@@ -57,18 +68,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path} does not exist; recipes/ holds recipes to start from")
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = yaml.safe_load(text)
-        places = places_in(path, yaml.compose(text))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} must hold a mapping at its top, see recipes/")
+    text = read_text(path)
     for assignment in overrides:
-        places[override(content, assignment)] = f"{path}: override {assignment!r}"
+        text.places[override(text.content, assignment)] = f"{path}: override {assignment!r}"
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate(text.content)
     except ValidationError as error:
-        problems = [explain(Recipe, path, places, item) for item in error.errors()]
+        problems = [explain(Recipe, path, text.places, item) for item in error.errors()]
         raise RecipeError("\n".join(problems)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,65 @@ from pydantic import BaseModel
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message lists every problem."""
+
+
+@dataclass
+class RecipeText:
+    """A recipe as written.
+
+    Attributes:
+        content: of the file, on top of those that it extends.
+        places: where each key stands, {path of keys: "file:line"}.
+    """
+
+    content: dict[str, Any]
+    places: dict[tuple[str, ...], str]
+
+
+def read_text(path: Path, below: tuple[Path, ...] = ()) -> RecipeText:
+    """A recipe, with what it extends: sections are merged key by key, all else is replaced.
+
+    Args:
+        path: YAML file; `extends` names one file or several, as seen from its folder, and what
+            comes later wins.
+        below: files that led here.
+
+    Raises:
+        RecipeError: no such file, no mapping, or files that extend each other.
+    """
+    if path.resolve() in below:
+        raise RecipeError(f"{path} extends itself, through {' and '.join(p.name for p in below)}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = yaml.safe_load(text)
+        places = places_in(path, yaml.compose(text))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold a mapping at its top, see recipes/")
+    named = content.pop("extends", [])
+    whole = RecipeText({}, {})
+    for name in named if isinstance(named, list) else [named]:
+        parent = path.parent / str(name)
+        if not parent.is_file():
+            raise RecipeError(
+                f"{places[('extends',)]}: extends {name}, but {parent} does not exist; name a "
+                f"recipe as seen from {path.parent}"
+            )
+        found = read_text(parent, (*below, path.resolve()))
+        _lay_over(whole.content, found.content)
+        whole.places |= found.places
+    _lay_over(whole.content, content)
+    whole.places |= places
+    return whole
+
+
+def _lay_over(content: dict[str, Any], upper: dict[str, Any]) -> None:
+    for key, value in upper.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            _lay_over(content[key], value)
+        else:
+            content[key] = value
 
 
 def override(content: dict[str, Any], assignment: str) -> tuple[str, ...]:

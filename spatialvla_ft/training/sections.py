@@ -36,6 +36,8 @@ class Model(Section):
     base: str | None = None
     new: NewModel | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
+    dtype: Literal["float32", "bf16"] = "float32"
+    """Of the frozen weights under adapters; what is trained is float32 always."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Model:
@@ -199,11 +201,17 @@ class Train(Section):
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    """Samples that a process computes at once."""
     gradient_accumulation: int = Field(1, ge=1)
+    global_batch: int | None = Field(None, ge=1)
+    """Samples of an optimiser step over all processes; gradient_accumulation follows from it."""
     learning_rate: float = Field(gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps."""
+    """Share of the schedule's steps."""
+    schedule_start: int = Field(0, ge=0)
+    """Steps of the schedule that earlier training took: this run is steps k + 1 to k + steps of a
+    schedule of k + steps, so its learning rate goes on where that one's stopped."""
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = Field(1.0, gt=0)

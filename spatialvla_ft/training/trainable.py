@@ -9,6 +9,7 @@ from torch import nn
 
 from ..models.action_head import ACTION_HEAD, separate_action_head
 from ..models.checkpointing import checkpoint_activations
+from ..models.dtypes import cast_frozen
 from ..models.lora import attach_lora
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .recipe import Recipe, RecipeError
@@ -28,7 +29,7 @@ def trainable_part(recipe: Recipe, model: SpatialVLAForConditionalGeneration) ->
         _freeze(model, model.config.frozen_parameters if freeze is None else freeze)
         return model
     torch.manual_seed(recipe.seed)  # the adapters' first values
-    return attach_lora(
+    adapted = attach_lora(
         model,
         rank=recipe.lora.rank,
         alpha=recipe.lora.alpha,
@@ -39,6 +40,9 @@ def trainable_part(recipe: Recipe, model: SpatialVLAForConditionalGeneration) ->
             *(("observation_tokens",) if model.config.observes_more else ()),
         ),
     )
+    if recipe.model.dtype == "bf16":
+        cast_frozen(adapted, torch.bfloat16)
+    return adapted
 
 
 def _freeze(model: SpatialVLAForConditionalGeneration, prefixes: Sequence[str]) -> None:
