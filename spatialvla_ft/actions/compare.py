@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from .axes import F64
-from .fit import KINDS, fit_grid
-from .gaussians import fit_gaussians
+from .fit import KINDS
+from .fit_blocks import NormalisedBlocks, fit_grid_blocks, gaussian_moments, gaussians_of
 from .grid import ActionGrid
 from .grid_checks import Decoding
 from .normalise import ActionStatistics, normalise, unnormalise
@@ -29,8 +29,9 @@ class Line:
         decoding: "midpoint", "mean" (of the fitted distribution) or "data mean".
         zero_bin: whether no motion has a bin of its own.
         translation, rotation: normalised units.
-        translation_mm, rotation_mrad: robot units, None where the source has none.
-        still: how far a robot moves that should keep still, normalised: its worst dimension.
+        translation_mm, rotation_mrad: robot units, None where the source has none, or several.
+        still: how far a robot moves that should keep still, normalised: its worst dimension, of
+            the worst dataset.
     """
 
     source: str
@@ -62,6 +63,22 @@ def made_up_sources(count: int = 20_000, seed: int = 0) -> dict[str, Float64[np.
     return {name: np.clip(actions, -1.0, 1.0) for name, actions in sources.items()}
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Actions that grids are fitted to, and others that they are tried on.
+
+    Attributes:
+        fitting: blocks of normalised actions (n, 7) of one arm with their weights.
+        trying: (m, 7) normalised actions.
+        statistics: of each dataset that the actions come from; errors are told in the robot's
+            units where it is one.
+    """
+
+    fitting: NormalisedBlocks
+    trying: F64
+    statistics: Sequence[ActionStatistics] = ()
+
+
 def compare_grids(
     name: str, actions: F64, statistics: ActionStatistics | None, *, min_sigma: float = 0.0
 ) -> Iterator[Line]:
@@ -73,32 +90,57 @@ def compare_grids(
         statistics: of the actions. With a zero bin they are made symmetric.
         min_sigma: for the Gaussian fits.
     """
+    half = len(actions) // 2
+
+    def trial(zero_bin: bool) -> Trial:
+        known = statistics
+        if known is None:
+            values = np.asarray(actions, np.float64)
+        else:
+            if zero_bin:
+                known = known.symmetric(end_effector_delta().deltas)
+            values = normalise(RawActions(actions.astype(np.float32)), known).astype(np.float64)
+        fitting = NormalisedActions(values[:half].astype(np.float32))
+        return Trial(
+            lambda: iter([(fitting, 1.0)]), values[half:], () if known is None else (known,)
+        )
+
+    return compare_trials(name, trial, min_sigma=min_sigma)
+
+
+def compare_trials(
+    name: str, trial: Callable[[bool], Trial], *, min_sigma: float = 0.0
+) -> Iterator[Line]:
+    """All grids of default size on the actions of one source, block by block.
+
+    Args:
+        name: of the source.
+        trial: the actions, normalised for grids with a zero bin (True) or without.
+        min_sigma: for the Gaussian fits.
+    """
     space = end_effector_delta()
     for zero_bin in (False, True):
-        known = statistics
-        if known is not None and zero_bin:
-            known = known.symmetric(space.deltas)
-        values = (
-            actions if known is None else normalise(RawActions(actions.astype(np.float32)), known)
-        )
-        scale = np.ones(7) if known is None else (known.q99 - known.q01) / 2
-        values = np.asarray(values, np.float64)
-        half = len(values) // 2
-        fitting, trying = NormalisedActions(values[:half].astype(np.float32)), values[half:]
+        given = trial(zero_bin)
+        robot = len(given.statistics) == 1
+        scale = np.ones(7)
+        if robot:
+            scale = (given.statistics[0].q99 - given.statistics[0].q01) / 2
+        fits = gaussians_of(gaussian_moments(given.fitting(), space), space)
+        common: dict[str, Any] = {"space": space, "zero_bin": zero_bin}
         for kind in KINDS:
-            own = fit_grid(kind, fitting, min_sigma=min_sigma, zero_bin=zero_bin)
+            own = fit_grid_blocks(
+                kind, given.fitting, min_sigma=min_sigma, gaussians=fits, **common
+            )
             grids: dict[str, tuple[ActionGrid, Decoding]] = {
                 "data mean": (own, "mean"),
                 "midpoint": (own, "midpoint"),
             }
             if kind == "gaussian":
-                fits = fit_gaussians(fitting)
                 theirs = ActionGrid.from_gaussians(fits, min_sigma=min_sigma, zero_bin=zero_bin)
                 grids["mean"] = (theirs, "mean")
             for decoding, (grid, mode) in sorted(grids.items(), reverse=True):
-                result = reconstruct(grid, trying, mode=mode)
+                result = reconstruct(grid, given.trying, mode=mode)
                 error = result.decoded - result.actions
-                robot = known is not None
                 yield Line(
                     source=name,
                     kind=kind,
@@ -108,7 +150,7 @@ def compare_grids(
                     rotation=_rms(error[:, 3:6]),
                     translation_mm=_rms(1e3 * (error * scale)[:, :3]) if robot else None,
                     rotation_mrad=_rms(1e3 * (error * scale)[:, 3:6]) if robot else None,
-                    still=_moves(grid, mode, known),
+                    still=max(_moves(grid, mode, known) for known in given.statistics or (None,)),
                 )
 
 

@@ -119,24 +119,15 @@ def _mixture(
     quiet: bool,
 ) -> dict[str, Any]:
     """Each dataset by itself, then all normalised, as they are drawn."""
-    from spatialvla_ft.cli.scanning import scan_datasets, sum_up
+    from spatialvla_ft.cli.scanning import open_mixture_actions, sum_up
     from spatialvla_ft.data.fit_report import checkpoint_layout, fit_report
-    from spatialvla_ft.data.fits import MixtureActions
-    from spatialvla_ft.data.mixtures import excluded_datasets, find_mixture, open_mixture
 
-    parts = find_mixture(name, file)
-    excluded = excluded_datasets(exclude, list(parts), file)
-    opened = open_mixture(parts, root=root, cameras=())
-    scans = scan_datasets(opened.datasets, workers, quiet=quiet)
-    statistics = {key: scan.statistics for key, scan in scans.items()}
-    actions = MixtureActions(opened.datasets, statistics, opened.weights)
-    if excluded:
-        actions = actions.without(excluded)
-    summary, quantiles = sum_up(actions, workers, quiet=quiet)
-    drawn = (summary, actions.gaussians(), quantiles)
+    found = open_mixture_actions(name, file, root, exclude, workers, quiet=quiet)
+    summary, quantiles = sum_up(found.actions, workers, quiet=quiet)
+    drawn = (summary, found.actions.gaussians(), quantiles)
     source = {"kind": "mixture", "name": name, "file": file and str(file)}
-    report = fit_report(source, opened.datasets, scans, opened.weights, excluded, drawn)
-    return {**report, "checkpoint": checkpoint_layout(scans)}
+    report = fit_report(source, found.datasets, found.scans, found.shares, found.excluded, drawn)
+    return {**report, "checkpoint": checkpoint_layout(found.scans)}
 
 
 def _show(report: dict[str, Any], every_fit: bool) -> None:

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from spatialvla_ft.actions.compare import Trial
+    from spatialvla_ft.data.fits import MixtureActions
 
 
 def compare(
     sources: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            metavar="[INPUT]...", help="Dataset directories (RLDS) of one-armed robots."
+            metavar="[INPUT]...", help="RLDS version directories or LeRobot folders, of one arm."
         ),
+    ] = None,
+    mixture: Annotated[
+        str | None, typer.Option(help="Also this mixture, as it is drawn; of one-armed robots.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="File of the mixture; the published ones if not given.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Where the mixture's datasets lie as NAME/VERSION.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out this dataset, or list of the mixture's file."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Datasets that are read at once; one per core if not given.")
     ] = None,
     made_up: Annotated[
         bool, typer.Option(help="Also skewed, two-mode and mostly motionless random actions.")
@@ -25,32 +46,42 @@ def compare(
 ) -> None:
     """Compare uniform, Gaussian and quantile grids, with and without zero bins.
 
-    Every grid has the default size, is fitted to the first half of the actions and tried on the
-    second. Errors are root mean squares per dimension.
+    Every grid has the default size, is fitted to the first half of the actions of each dataset
+    and tried on the second, or on 100,000 actions drawn from it where that has more, or of a
+    mixture. Errors are root mean squares per dimension.
 
     Example: spatialvla-ft grids compare data/robot_a/1.0.0 data/robot_b/1.0.0
     """
-    import numpy as np
-
-    from spatialvla_ft.actions.compare import compare_grids, made_up_sources
+    from spatialvla_ft.actions.compare import compare_grids, compare_trials, made_up_sources
+    from spatialvla_ft.cli.scanning import check_workers, open_mixture_actions
     from spatialvla_ft.data import open_dataset
+    from spatialvla_ft.data.fits import MixtureActions
     from spatialvla_ft.data.statistics import dataset_statistics
 
     lines = []
     try:
+        given: list[tuple[str, MixtureActions]] = []
         for source in sources or []:
             dataset = open_dataset(source, card=None, split=split)
-            if dataset.action_space.names[:6] != ("x", "y", "z", "roll", "pitch", "yaw"):
-                raise ValueError(
-                    f"{source} has actions {dataset.action_space.names}; this command compares "
-                    "grids of one arm (x, y, z, roll, pitch, yaw, gripper)"
-                )
-            known = dataset_statistics(dataset)
-            actions = np.asarray(dataset.actions(), np.float64)
-            lines += compare_grids(dataset.name, actions, known, min_sigma=min_sigma)
+            known = {dataset.name: dataset_statistics(dataset)}
+            given.append((dataset.name, MixtureActions([dataset], known, [1.0])))
+        if mixture is not None:
+            found = open_mixture_actions(
+                mixture, file, root, exclude or [], check_workers(workers), quiet=as_json
+            )
+            given.append((mixture, found.actions))
+        elif extra := [
+            option
+            for option, value in {"--file": file, "--root": root, "--exclude": exclude}.items()
+            if value is not None
+        ]:
+            raise ValueError(f"{', '.join(extra)}: for --mixture only")
+        for name, actions in given:
+            _refuse_others(actions)
+            lines += compare_trials(name, _trial(actions), min_sigma=min_sigma)
         if made_up:
-            for name, actions in made_up_sources().items():
-                lines += compare_grids(name, actions, None, min_sigma=min_sigma)
+            for name, normalised in made_up_sources().items():
+                lines += compare_grids(name, normalised, None, min_sigma=min_sigma)
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -81,3 +112,30 @@ def compare(
             f"{line.still:.4f}",
         )
     Console().print(table)
+
+
+def _refuse_others(actions: MixtureActions) -> None:
+    """ValueError unless all actions are those of one arm."""
+    for dataset in actions.datasets:
+        if dataset.action_space.names[:6] != ("x", "y", "z", "roll", "pitch", "yaw"):
+            raise ValueError(
+                f"{dataset.name} has actions {dataset.action_space.names}; this command compares "
+                "grids of one arm (x, y, z, roll, pitch, yaw, gripper)"
+            )
+
+
+def _trial(actions: MixtureActions) -> Callable[[bool], Trial]:
+    """Fit to the first half of every dataset, try on the second."""
+    from spatialvla_ft.actions.compare import Trial
+    from spatialvla_ft.data.action_sample import first_half, sample_actions
+
+    def trial(zero_bin: bool) -> Trial:
+        chosen = actions.symmetric() if zero_bin else actions
+        drawn = zip(chosen.datasets, chosen.shares, strict=True)
+        return Trial(
+            fitting=lambda: first_half(chosen),
+            trying=sample_actions(chosen, second_half=True).astype("float64"),
+            statistics=[chosen.statistics[dataset.name] for dataset, share in drawn if share > 0],
+        )
+
+    return trial

@@ -31,12 +31,13 @@ class Decoding(StrEnum):
 
 def fit(
     source: Annotated[
-        Path,
+        str | None,
         typer.Argument(
-            metavar="INPUT",
-            help="Dataset directory (RLDS), or a .npy/.npz of NORMALISED actions (n, 7).",
+            metavar="[INPUT]",
+            help="RLDS version directory, LeRobot folder, or a .npy/.npz of NORMALISED actions "
+            "(n, 7); or give --mixture.",
         ),
-    ],
+    ] = None,
     kind: Annotated[
         Kind, typer.Option(help="Bins of equal probability, of equal counts, or of equal width.")
     ] = Kind.gaussian,
@@ -63,26 +64,65 @@ def fit(
         Path | None, typer.Option(help="Card of the dataset; INPUT/card.yaml if not given.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    mixture: Annotated[
+        str | None, typer.Option(help="Fit to a mixture, as it is drawn; its name.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="File of the mixture; the published ones if not given.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Where the mixture's datasets lie as NAME/VERSION.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out this dataset, or list of the mixture's file."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Datasets that are read at once; one per core if not given.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the grid here, e.g. grid.json.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of it here (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Fit an action grid and say what it loses.
 
+    Every action counts for the fit, of a mixture as often as it is drawn. Errors are those of all
+    actions too, or of a random sample of 100,000 where there are more, or of a mixture.
+
     Example: spatialvla-ft grids fit data/my_robot/1.0.0 --out grid.json --plot grid.png
     """
     from spatialvla_ft.actions.grid_io import save_grid
-    from spatialvla_ft.cli.grids_input import read_actions
+    from spatialvla_ft.cli.grids_input import read_actions, read_mixture
+    from spatialvla_ft.cli.scanning import check_workers
 
     try:
-        given = read_actions(source, card=card, split=split, zero_bin=zero_bin)
+        if (source is None) == (mixture is None):
+            raise ValueError("give INPUT or --mixture NAME, and not both")
+        if source is not None:
+            options = {"--file": file, "--root": root, "--exclude": exclude, "--workers": workers}
+            if extra := [option for option, value in options.items() if value is not None]:
+                raise ValueError(f"{', '.join(extra)}: for --mixture only")
+            given = read_actions(source, card=card, split=split, zero_bin=zero_bin)
+        else:
+            assert mixture is not None
+            if card is not None or split != "train":
+                raise ValueError("--card and --split of a mixture's datasets stand in its file")
+            given = read_mixture(
+                mixture,
+                file=file,
+                root=root,
+                exclude=exclude or [],
+                workers=check_workers(workers),
+                zero_bin=zero_bin,
+                quiet=as_json,
+            )
         counts = None if bins is None else _counts(bins)
         grid = _fit(given, kind.value, counts, min_sigma, zero_bin, decoding.value)
         report = _report(grid, given)
         if plot is not None:
             from spatialvla_ft.viz.grids import save_grid_plot
 
-            save_grid_plot(plot, grid, given.actions, title=f"Action grid of {given.name}")
+            save_grid_plot(plot, grid, given.sample, title=f"Action grid of {given.name}")
         if out is not None:
             save_grid(grid, out)
     except (ValueError, OSError) as error:
@@ -112,19 +152,9 @@ def _fit(
     zero_bin: bool,
     decoding: Any,
 ) -> ActionGrid:
-    from spatialvla_ft.actions.fit import fit_grid
-    from spatialvla_ft.actions.spaces import NormalisedActions
-
     if min_sigma and kind != "gaussian":
         raise ValueError(f"--min-sigma is {min_sigma:g}, but --kind {kind} fits no Gaussian")
-    grid = fit_grid(
-        kind,
-        NormalisedActions(given.actions),
-        space=given.space,
-        bins=bins,
-        min_sigma=min_sigma,
-        zero_bin=zero_bin,
-    )
+    grid = given.fit(kind, bins=bins, min_sigma=min_sigma, zero_bin=zero_bin)
     grid.decoding = decoding
     return grid
 
@@ -135,7 +165,7 @@ def _report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
 
     from spatialvla_ft.actions.reconstruction import reconstruct
 
-    result = reconstruct(grid, given.actions)
+    result = reconstruct(grid, given.sample)
     errors: dict[str, dict[str, Any]] = {}
     for index, (name, error) in enumerate(result.by_dimension().items()):
         errors[name] = {"rmse": error["rmse"], "max": error["max"]}
@@ -150,7 +180,9 @@ def _report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
             }
     return {
         "source": given.name,
-        "num_actions": len(given.actions),
+        "num_actions": given.count,
+        "num_measured": len(given.sample),
+        "sampled": given.sampled,
         "kind": grid.kind,
         "bins": list(grid.bins),
         "num_tokens": grid.total,
@@ -207,6 +239,11 @@ def _show(report: dict[str, Any], given: GridActions) -> None:
             row += [f"{error['rmse_robot']:.4g}", f"{error['max_robot']:.4g}", unit]
         table.add_row(*row)
     console.print(table)
+    if report["sampled"]:
+        console.print(
+            f"errors and tokens in use: of {report['num_measured']:,} actions drawn at random",
+            highlight=False,
+        )
     for what, place in (("grid", report["out"]), ("picture", report["plot"])):
         if place:
             console.print(f"{what} written to {place}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Normalised actions for `grids fit` and `grids plot`: from a dataset, or from a NumPy file."""
+"""Normalised actions for `grids fit` and `grids plot`: a dataset's, a mixture's or a file's."""
 
 from __future__ import annotations
 
@@ -10,34 +10,121 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from spatialvla_ft.actions.fit import GridKind
+    from spatialvla_ft.actions.grid import ActionGrid
     from spatialvla_ft.actions.normalise import ActionStatistics
     from spatialvla_ft.actions.spaces import ActionSpace
+    from spatialvla_ft.data.fits import MixtureActions
 
 
 @dataclass(frozen=True)
 class GridActions:
-    """Normalised actions (n, dim) with their name; statistics where the source is a dataset."""
+    """Normalised actions that a grid is fitted to.
+
+    Attributes:
+        name: of the dataset, the mixture or the file.
+        space: what the actions are.
+        count: how many there are.
+        sample: (n, dim) of them, to measure errors on.
+        sampled: whether those were drawn at random, or are all.
+        statistics: of the dataset; None of a file or a mixture.
+        source: the actions themselves, read block by block unless they are a file's.
+    """
 
     name: str
-    actions: NDArray[np.float64]
-    statistics: ActionStatistics | None
     space: ActionSpace
+    count: int
+    sample: NDArray[np.float64]
+    sampled: bool
+    statistics: ActionStatistics | None
+    source: NDArray[np.float64] | MixtureActions
+
+    def fit(
+        self, kind: GridKind, *, bins: tuple[int, ...] | None, min_sigma: float, zero_bin: bool
+    ) -> ActionGrid:
+        """A grid of these actions."""
+        from spatialvla_ft.actions.fit import fit_grid
+        from spatialvla_ft.actions.spaces import NormalisedActions
+        from spatialvla_ft.data.fits import MixtureActions
+
+        if isinstance(self.source, MixtureActions):
+            return self.source.grid(kind, bins=bins, min_sigma=min_sigma, zero_bin=zero_bin)
+        return fit_grid(
+            kind,
+            NormalisedActions(self.source),  # type: ignore[arg-type]
+            space=self.space,
+            bins=bins,
+            min_sigma=min_sigma,
+            zero_bin=zero_bin,
+        )
 
 
 def read_actions(
-    source: Path, *, card: Path | None, split: str, zero_bin: bool = False
+    source: str, *, card: Path | None, split: str, zero_bin: bool = False
 ) -> GridActions:
-    """From a dataset directory (raw actions, normalised here) or a .npy/.npz (normalised, one arm).
+    """From a dataset (raw actions, normalised here) or a .npy/.npz (normalised, one arm).
 
     For a grid with zero bins the dataset's statistics are made symmetric, so that 0 is 0.
 
-    ValueError names the file, what is wrong with it and the cure.
+    Args:
+        source: as `open_dataset` takes it, or a file.
+        card: of the dataset; its own if not given.
+        split: of the dataset.
+        zero_bin: whether the grid is to have zero bins.
+
+    Raises:
+        ValueError: names the file, what is wrong with it and the cure.
     """
     from spatialvla_ft.actions.spaces import end_effector_delta
+    from spatialvla_ft.data import open_dataset
+    from spatialvla_ft.data.fits import MixtureActions
+    from spatialvla_ft.data.statistics import dataset_statistics
 
-    if source.is_dir():
-        return _from_dataset(source, card, split, zero_bin)
-    return GridActions(source.name, _from_file(source), None, end_effector_delta())
+    if "://" not in source and not Path(source).is_dir():
+        rows = _from_file(Path(source))
+        space = end_effector_delta()
+        return GridActions(Path(source).name, space, len(rows), rows, False, None, rows)
+    dataset = open_dataset(source, card=card, split=split)
+    actions = MixtureActions([dataset], {dataset.name: dataset_statistics(dataset)}, [1.0])
+    if zero_bin:
+        actions = actions.symmetric()
+    return _streamed(dataset.name, actions, actions.statistics[dataset.name])
+
+
+def read_mixture(
+    name: str,
+    *,
+    file: Path | None,
+    root: Path | None,
+    exclude: list[str],
+    workers: int,
+    zero_bin: bool = False,
+    quiet: bool = False,
+) -> GridActions:
+    """The actions of a mixture as they are drawn, each dataset normalised by itself."""
+    from spatialvla_ft.cli.scanning import open_mixture_actions
+
+    actions = open_mixture_actions(name, file, root, exclude, workers, quiet=quiet).actions
+    return _streamed(name, actions.symmetric() if zero_bin else actions, None)
+
+
+def _streamed(
+    name: str, actions: MixtureActions, statistics: ActionStatistics | None
+) -> GridActions:
+    from spatialvla_ft.data.action_sample import sample_actions
+
+    drawn = zip(actions.datasets, actions.shares, strict=True)
+    count = sum(int(dataset.episode_lengths.sum()) for dataset, share in drawn if share > 0)
+    sample = sample_actions(actions)
+    return GridActions(
+        name=name,
+        space=actions.space,
+        count=count,
+        sample=sample.astype("float64"),
+        sampled=not actions.draws_evenly or len(sample) < count,
+        statistics=statistics,
+        source=actions,
+    )
 
 
 def read_gaussians(source: Path, name: str | None = None) -> dict[str, dict[str, float]]:
@@ -69,20 +156,6 @@ def read_gaussians(source: Path, name: str | None = None) -> dict[str, dict[str,
         what = "holds several fits" if name is None else f"has no fit called {name!r}"
         raise ValueError(f"{source} {what}; name one of {sorted(fits)} (--gaussians-of)")
     return fits[name]
-
-
-def _from_dataset(source: Path, card: Path | None, split: str, zero_bin: bool) -> GridActions:
-    from spatialvla_ft.actions.normalise import normalise
-    from spatialvla_ft.data import open_dataset
-    from spatialvla_ft.data.statistics import dataset_statistics
-
-    dataset = open_dataset(source, card=card, split=split)
-    space = dataset.action_space
-    statistics = dataset_statistics(dataset)
-    if zero_bin:
-        statistics = statistics.symmetric(space.deltas)
-    actions = normalise(dataset.actions(), statistics).astype("float64")
-    return GridActions(dataset.name, actions, statistics, space)
 
 
 def _from_file(source: Path) -> NDArray[np.float64]:

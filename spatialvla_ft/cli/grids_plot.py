@@ -17,7 +17,7 @@ def plot(
         "grid.png"
     ),
     actions: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Dataset directory, or .npy/.npz of NORMALISED actions, to show on it."),
     ] = None,
     card: Annotated[
@@ -27,6 +27,8 @@ def plot(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was drawn as JSON.")] = False,
 ) -> None:
     """Draw distribution, fit, bins and their use per axis, and what encoding loses.
+
+    Of more than 100,000 actions a random sample of so many is shown.
 
     Example: spatialvla-ft grids plot grid.json --actions data/my_robot/1.0.0 --out grid.png
     """
@@ -38,12 +40,12 @@ def plot(
         grid = load_grid(grid_file)
         given = None if actions is None else read_actions(actions, card=card, split=split)
         title = f"Action grid {grid_file.name}" + (f" on {given.name}" if given else "")
-        save_grid_plot(out, grid, None if given is None else given.actions, title=title)
+        save_grid_plot(out, grid, None if given is None else given.sample, title=title)
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     if as_json:
-        count = 0 if given is None else len(given.actions)
+        count = 0 if given is None else len(given.sample)
         typer.echo(json.dumps({"plot": str(out), "bins": list(grid.bins), "num_actions": count}))
     else:
         typer.echo(f"picture written to {out}")

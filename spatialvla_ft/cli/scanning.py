@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,6 +61,56 @@ def scan_datasets(
                 step = sizes.get(dataset.name, 0)
                 found[dataset.name] = scan_dataset(dataset, advance=partial(advance, step))
     return {dataset.name: found[dataset.name] for dataset in datasets}
+
+
+@dataclass(frozen=True)
+class ScannedMixture:
+    """An opened mixture whose datasets were scanned.
+
+    Attributes:
+        datasets, shares: its parts, and their shares of the draws.
+        scans: {dataset: what a scan found}.
+        excluded: datasets that count for nothing in `actions`.
+        actions: as they are drawn.
+    """
+
+    datasets: Sequence[SampleDataset]
+    shares: Sequence[float]
+    scans: dict[str, Scan]
+    excluded: tuple[str, ...]
+    actions: MixtureActions
+
+
+def open_mixture_actions(
+    name: str,
+    file: Path | None,
+    root: Path | None,
+    exclude: Sequence[str],
+    workers: int,
+    *,
+    quiet: bool = False,
+) -> ScannedMixture:
+    """Open a mixture by name and scan what is new in it."""
+    from spatialvla_ft.actions.layout import slots_of
+    from spatialvla_ft.data.fits import MixtureActions
+    from spatialvla_ft.data.mixtures import excluded_datasets, find_mixture, open_mixture
+
+    parts = find_mixture(name, file)
+    excluded = excluded_datasets(exclude, list(parts), file)
+    opened = open_mixture(parts, root=root, cameras=())
+    first, *others = opened.datasets
+    for other in others:
+        if slots_of(other.action_space) != slots_of(first.action_space):
+            raise ValueError(
+                f"{other.name} has actions {other.action_space.names}, {first.name} "
+                f"{first.action_space.names}: no grid fits both; split the mixture"
+            )
+    scans = scan_datasets(opened.datasets, workers, quiet=quiet)
+    statistics = {key: scan.statistics for key, scan in scans.items()}
+    actions = MixtureActions(opened.datasets, statistics, opened.weights)
+    if excluded:
+        actions = actions.without(excluded)
+    return ScannedMixture(opened.datasets, opened.weights, scans, excluded, actions)
 
 
 def sum_up(

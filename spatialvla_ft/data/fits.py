@@ -77,6 +77,12 @@ class MixtureActions:
         """What the actions are."""
         return self.datasets[0].action_space
 
+    @property
+    def draws_evenly(self) -> bool:
+        """Whether every action of the datasets that are drawn at all weighs the same."""
+        weights = [w for w in step_weights(self.datasets, self.shares) if w > 0]
+        return max(weights) - min(weights) < 1e-9
+
     def blocks(self) -> Iterator[Block]:
         """(n, dim) actions and the weight of each; the weights average 1."""
         return mixture_blocks(self.datasets, self.statistics, self.shares)
@@ -98,6 +104,12 @@ class MixtureActions:
         if not sum(shares) > 0:
             raise DatasetError(f"excluding {list(excluded)} leaves no dataset to fit to")
         return dataclasses.replace(self, shares=shares)
+
+    def symmetric(self) -> MixtureActions:
+        """The same, normalised so that no motion is 0, as grids with zero bins need it."""
+        deltas = self.space.deltas
+        statistics = {name: known.symmetric(deltas) for name, known in self.statistics.items()}
+        return dataclasses.replace(self, statistics=statistics)
 
     def key(self, *more: Any) -> str | None:
         """Hash of everything that a fit depends on; None if it cannot be known."""

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,15 @@ class StandIn:
 
     name = "robot/1.0.0"
     action_space = end_effector_delta()
+    episodes = np.arange(3)
+    episode_lengths = np.array([120, 100, 80])
+    card = SimpleNamespace(source_hash="")
+    store = SimpleNamespace(statistics_dir=None)
+    forward_kinematics = None
+
+    def standardised(self, episode):
+        parts = np.split(self.actions(), np.cumsum(self.episode_lengths)[:-1])
+        return SimpleNamespace(action=parts[episode])
 
     def actions(self):
         return (ACTIONS * [0.02, 0.03, 0.01, 0.1, 0.2, 0.3, 1] + [*[0.001] * 6, 0]).astype("f4")

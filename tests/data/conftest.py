@@ -54,6 +54,29 @@ def zoo(written, tmp_path):
     return _copy(written, "zoo", tmp_path)
 
 
+@pytest.fixture
+def mine(demo, tmp_path):
+    """Arguments for a mixture of two datasets, one of them with half the steps' motion."""
+    other = tmp_path / "other" / "1.0.0"
+    shutil.copytree(demo, other)
+    for name in ("card.yaml", "dataset_info.json"):
+        (other / name).write_text((other / name).read_text().replace("demo", "other"))
+    for shard in other.glob("demo-*"):
+        shard.rename(other / shard.name.replace("demo", "other"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"""schema_version: 1
+mixtures:
+  mine:
+    demo/1.0.0: {{weight: 3, path: {demo}}}
+    other/1.0.0: {{weight: 1, path: {tmp_path}/other/1.0.0, episodes: 3, no_ops: {{tolerance: 1}}}}
+exclude_lists:
+  hands: [other/1.0.0, elsewhere/0.1.0]
+"""
+    )
+    return ["--mixture", "mine", "--file", str(file)]
+
+
 @pytest.fixture(scope="session")
 def tfds_read(request):
     """name, split -> what tfds reads: a list of (raw episode, decoded episode)."""

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from spatialvla_ft.data.rlds_store import RldsStore
 from spatialvla_ft.data.statistics import compute_statistics
 
 RUN = CliRunner()
+STATS = ("data", "stats")
 
 
 def test_index(demo):
@@ -143,37 +143,14 @@ def test_statistics_of_a_mixture(demo, tmp_path):
     assert "and not both" in both.stderr
 
 
-@pytest.fixture
-def pair(demo, tmp_path):
-    """Arguments for a mixture of two datasets, one of them with half the steps' motion."""
-    other = tmp_path / "other" / "1.0.0"
-    shutil.copytree(demo, other)
-    for name in ("card.yaml", "dataset_info.json"):
-        (other / name).write_text((other / name).read_text().replace("demo", "other"))
-    for shard in other.glob("demo-*"):
-        shard.rename(other / shard.name.replace("demo", "other"))
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        f"""schema_version: 1
-mixtures:
-  mine:
-    demo/1.0.0: {{weight: 3, path: {demo}}}
-    other/1.0.0: {{weight: 1, path: {tmp_path}/other/1.0.0, episodes: 3, no_ops: {{tolerance: 1}}}}
-exclude_lists:
-  hands: [other/1.0.0, elsewhere/0.1.0]
-"""
-    )
-    return ["data", "stats", "--mixture", "mine", "--file", str(file)]
-
-
-def test_several_processes_find_the_same_and_nothing_is_read_twice(pair, demo, monkeypatch):
-    serial = RUN.invoke(app, [*pair, "--json", "--workers", "1"])
+def test_several_processes_find_the_same_and_nothing_is_read_twice(mine, demo, monkeypatch):
+    serial = RUN.invoke(app, [*STATS, *mine, "--json", "--workers", "1"])
     assert serial.exit_code == 0, serial.output
     kept = {path: path.read_bytes() for path in demo.parents[1].rglob("*.json")}
     for path in kept:
         if path.parent.name == "statistics":
             path.unlink()
-    parallel = RUN.invoke(app, [*pair, "--json", "--workers", "2"])
+    parallel = RUN.invoke(app, [*STATS, *mine, "--json", "--workers", "2"])
     assert parallel.exit_code == 0, parallel.output
     assert json.loads(parallel.stdout) == json.loads(serial.stdout)
     assert {path: path.read_bytes() for path in demo.parents[1].rglob("*.json")} == kept
@@ -182,16 +159,16 @@ def test_several_processes_find_the_same_and_nothing_is_read_twice(pair, demo, m
         raise AssertionError("read again")
 
     monkeypatch.setattr(RldsStore, "trajectory", refuse)
-    assert RUN.invoke(app, [*pair, "--workers", "2"]).exit_code == 0
+    assert RUN.invoke(app, [*STATS, *mine, "--workers", "2"]).exit_code == 0
     card = demo / "card.yaml"
     card.write_text(card.read_text().replace("action[0:3]", "action[3:6]"))
-    changed = RUN.invoke(app, [*pair, "--workers", "1"])
+    changed = RUN.invoke(app, [*STATS, *mine, "--workers", "1"])
     assert str(changed.exception) == "read again"
 
 
-def test_a_list_of_the_file_is_left_out_of_the_fits(pair):
+def test_a_list_of_the_file_is_left_out_of_the_fits(mine):
     def fits(*more):
-        done = RUN.invoke(app, [*pair, "--json", "--workers", "1", *more])
+        done = RUN.invoke(app, [*STATS, *mine, "--json", "--workers", "1", *more])
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
         return found["excluded_from_fits"], found
@@ -205,11 +182,11 @@ def test_a_list_of_the_file_is_left_out_of_the_fits(pair):
     assert fits("--exclude", "other")[1] == found
     assert fits()[1]["as_drawn"] != found["as_drawn"]
     for name in ("hand", "demos"):
-        done = RUN.invoke(app, [*pair, "--exclude", name])
+        done = RUN.invoke(app, [*STATS, *mine, "--exclude", name])
         assert done.exit_code == 1
         assert "did you mean" in done.stderr
         assert "Lists of datasets: hands" in " ".join(done.stderr.split())
-    shown = RUN.invoke(app, [*pair, "--exclude", "hands", "--every-fit"]).output
+    shown = RUN.invoke(app, [*STATS, *mine, "--exclude", "hands", "--every-fit"]).output
     assert "without other/1.0.0" in shown
     assert shown.count("Fits of") == 3
 
