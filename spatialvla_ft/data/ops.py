@@ -1,4 +1,8 @@
-"""What a dataset card may do to a column. Time is axis 0; thresholds compare in float32."""
+"""What a dataset card may do to a column. Time is axis 0.
+
+Floating-point columns are computed in their own precision, others in float32: 1 - x of a float64
+column differs from that of its float32 copy, and the public cards promise the released numbers.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +27,24 @@ class Op:
     args: tuple[Any, ...]
 
 
+def _real(values: Array) -> Array:
+    """Floating-point numbers as they are, all else as float32."""
+    return values if values.dtype.kind == "f" else values.astype(np.float32)
+
+
 def clip(values: Array, low: float, high: float) -> Array:
     """Limit to [low, high]."""
-    return np.clip(values.astype(np.float32), np.float32(low), np.float32(high))
+    return np.clip(_real(values), low, high)
 
 
 def invert(values: Array) -> Array:
     """1 - x, e.g. closedness to openness."""
-    return np.float32(1) - values.astype(np.float32)
+    return np.asarray(1 - _real(values))
 
 
 def scale(values: Array, factor: float) -> Array:
     """Factor * x."""
-    return values.astype(np.float32) * np.float32(factor)
+    return _real(values) * factor
 
 
 def to_float(values: Array) -> Array:
@@ -54,13 +63,12 @@ def binarize_backward(values: Array, open_above: float, closed_below: float) -> 
     The scan runs from the last step to the first and starts from the last raw value, so that a
     tail may stay in between.
     """
-    values = values.astype(np.float32)
-    is_open = values > np.float32(open_above)
-    is_closed = values < np.float32(closed_below)
+    values = _real(values)
+    is_open, is_closed = values > open_above, values < closed_below
     out = np.empty_like(values)
-    carry = values[-1]
+    carry = values[-1] if len(values) else values
     for t in reversed(range(len(values))):
-        carry = np.where(is_open[t], np.float32(1), np.where(is_closed[t], np.float32(0), carry))
+        carry = np.where(is_open[t], 1, np.where(is_closed[t], 0, carry))
         out[t] = carry
     return out
 
@@ -71,8 +79,10 @@ def rel_to_abs(values: Array, eps: float, positive_is: str) -> Array:
     |x| <= eps is no event. Before the first event the gripper is in the opposite state of it;
     without any event it is open.
     """
-    values = values.astype(np.float32)
-    opening, closing = values > np.float32(eps), values < -np.float32(eps)
+    values = _real(values)
+    if not len(values):
+        return values.astype(np.float32)
+    opening, closing = values > eps, values < -eps
     if positive_is == "close":
         opening, closing = closing, opening
     event = np.where(opening, 1, np.where(closing, -1, 0))
@@ -92,19 +102,57 @@ def euler_xyz(rotation: Rotation) -> Array:
     return euler
 
 
+_LOCKED = 1e-6
+"""Pitch counts as +-90 degrees if its sine is this near to +-1, as in TensorFlow Graphics."""
+
+
 def quat_to_euler(values: Array, order: str) -> Array:
-    """(..., 4) quaternions, x y z w, to roll, pitch, yaw; yaw is 0 at pitch +-90 degrees."""
+    """(..., 4) unit quaternions, x y z w, to roll, pitch, yaw with R = Rz Ry Rx.
+
+    At pitch +-90 degrees the yaw is 0 and the roll holds both turns. As in the released code,
+    quaternions are not scaled to unit length, and every product shrinks by two machine epsilons:
+    in float32 that decides which angles near +-90 degrees count as such. All zeros, which fills
+    gaps in recordings, is no turn.
+
+    Raises:
+        ValueError: a quaternion is so much longer than 1 that its pitch has no value.
+    """
     del order  # one value is allowed: xyzw
-    return euler_xyz(Rotation.from_quat(values.astype(np.float64)))
+    quaternion = _real(values)
+    epsilon = 2 * np.finfo(quaternion.dtype).eps
+    shrink = 1 - epsilon
+    x, y, z, w = np.moveaxis(quaternion, -1, 0)
+    x2, y2, z2 = (2 * part * shrink for part in (x, y, z))
+    sine = (y2 * w - z2 * x) * shrink
+    locked = np.abs(np.abs(sine) - 1) < _LOCKED
+    if (np.abs(sine[~locked]) > 1).any():
+        longest = np.linalg.norm(quaternion, axis=-1).max()
+        raise ValueError(
+            f"quat_to_euler takes quaternions of length 1, got one of length {longest:.4g}; mend "
+            "the slice of the term"
+        )
+
+    def angle(opposite: Array, adjacent: Array) -> Array:
+        adjacent = adjacent * shrink
+        sign = np.where(adjacent < 0, -1, 1).astype(adjacent.dtype)
+        return np.asarray(np.arctan2(opposite * shrink, adjacent + sign * epsilon))
+
+    roll = angle(z2 * y + x2 * w, 1 - (x2 * x + y2 * y))
+    pitch = np.arcsin(np.clip(sine, -1, 1))
+    yaw = angle(y2 * x + z2 * w, 1 - (y2 * y + z2 * z))
+    side = np.where(sine < 0, -1, 1).astype(sine.dtype)
+    both = angle(side * (y2 * x - z2 * w), side * (z2 * x + y2 * w))
+    free = np.stack([roll, pitch, yaw], axis=-1)
+    lock = np.stack([both, side * (np.pi / 2), np.zeros_like(both)], axis=-1)
+    return np.where(locked[..., None], lock, free)
 
 
 def axis_angle_to_euler(values: Array, norm_eps: float) -> Array:
     """(..., 3) rotation vectors to roll, pitch, yaw; the axis is v / (|v| + norm_eps)."""
-    values = values.astype(np.float64)
+    values = _real(values)
     angle = np.linalg.norm(values, axis=-1, keepdims=True)
     axis = values / (angle + norm_eps)
-    quat = np.concatenate([axis * np.sin(angle / 2), np.cos(angle / 2)], axis=-1)
-    return euler_xyz(Rotation.from_quat(quat))
+    return quat_to_euler(np.concatenate([axis * np.sin(angle / 2), np.cos(angle / 2)], -1), "xyzw")
 
 
 def zlib_float32(values: Array, width: int) -> Array:

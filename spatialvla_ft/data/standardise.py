@@ -162,6 +162,8 @@ def _text(value: Any) -> str:
 
 
 def _codepoints(row: np.ndarray) -> str:
-    """Unicode code points up to the first 0."""
+    """Unicode code points up to the first 0; numbers that are none become U+FFFD."""
     ends = np.flatnonzero(row == 0)
-    return "".join(map(chr, row[: ends[0] if ends.size else None].tolist()))
+    codes = row[: ends[0] if ends.size else None].astype(np.int64)
+    none = (codes < 0) | (codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))
+    return "".join(map(chr, np.where(none, 0xFFFD, codes).tolist()))

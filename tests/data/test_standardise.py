@@ -116,6 +116,9 @@ def test_rotations_against_scipy():
     pitch = rng.choice([-np.pi / 2, np.pi / 2])
     down = Rotation.from_euler("xyz", [0.3, pitch, 0.2]).as_quat()
     assert run({"quat_to_euler": "xyzw"}, [down])[0, 2] == pytest.approx(0, abs=1e-6)
+    assert (run({"quat_to_euler": "xyzw"}, np.zeros((2, 4))) == 0).all()
+    with pytest.raises(ValueError, match=r"length 1, got one of length 2\.121"):
+        run({"quat_to_euler": "xyzw"}, [[0, 1.5, 0, 1.5]])
 
 
 def test_zlib_bytes():

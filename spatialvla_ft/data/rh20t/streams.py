@@ -190,8 +190,7 @@ def actions(
 def roll_pitch_yaw(matrices: Float64[np.ndarray, "T n n"]) -> Float32[np.ndarray, "T 3"]:
     """Angles with R = Rz Ry Rx of rotations or poses, as dataset cards mean them."""
     quaternions = Rotation.from_matrix(matrices[:, :3, :3]).as_quat()
-    euler: Float32[np.ndarray, "T 3"] = quat_to_euler(quaternions, "xyzw")
-    return euler
+    return quat_to_euler(quaternions, "xyzw").astype(np.float32)
 
 
 def camera_times(folder: Path) -> dict[str, Times]:
