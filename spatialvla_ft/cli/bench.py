@@ -23,6 +23,7 @@ class Part(StrEnum):
     codec = "codec"
     depth = "depth"
     data = "data"
+    video = "video"
 
 
 class Size(StrEnum):
@@ -81,11 +82,14 @@ def _measure(part: Part, size: Size, device: Device, rounds: int, plot: Path | N
     from spatialvla_ft.bench.predict import bench_predict
     from spatialvla_ft.bench.train_logits import bench_train_logits
     from spatialvla_ft.bench.train_step import bench_train_step
+    from spatialvla_ft.bench.video import bench_video
 
     if part is Part.codec:
         return bench_codec(rounds=rounds)
     if part is Part.data:
         return bench_data(rounds=rounds, plot=plot)
+    if part is Part.video:
+        return bench_video(rounds=rounds)
     measure: dict[Part, Callable[..., Report]] = {
         Part.predict: bench_predict,
         Part.train_logits: bench_train_logits,

@@ -30,9 +30,17 @@ def convert(
     images: Annotated[
         str,
         typer.Option(
-            help="For lerobot: keep (the encoded pictures as they are, exact), av1 or h264."
+            help="For lerobot: keep (pictures as they are encoded, exact; of LeRobot videos the "
+            "codec), av1 or h264."
         ),
     ] = "keep",
+    gop: Annotated[
+        int | None,
+        typer.Option(
+            help="For lerobot: frames from one key frame of a video to the next, default 2. Of a "
+            "LeRobot folder, videos whose key frames are further apart are encoded anew."
+        ),
+    ] = None,
     fps: Annotated[
         float | None, typer.Option(help="Steps per second; default the card's control_hz.")
     ] = None,
@@ -43,22 +51,40 @@ def convert(
 ) -> None:
     """Convert a dataset between RLDS and LeRobot v3.0, and say what was not exact.
 
+    A LeRobot folder converted to lerobot is copied, and its videos are encoded anew so that random
+    frames come fast.
+
     Columns, language, depth, intrinsics and extrinsics are bit-exact; pictures are unless --images
     names a video codec.
 
     Example: spatialvla-ft data convert datasets/robot_a_touch/1.0.0 lerobot/touch --to lerobot
+
+    Example: spatialvla-ft data convert so100_pick so100_fast --to lerobot --gop 2
     """
     from spatialvla_ft.cli.console import fail_with
 
     with fail_with(ValueError, RuntimeError, OSError), _progress() as advance:
-        if to is Format.lerobot:
-            path, report = dst, _to_lerobot(src, dst, card, images, fps, advance)
-        else:
-            given = {"--card": card, "--fps": fps, "--images": None if images == "keep" else images}
-            extra = [option for option, value in given.items() if value is not None]
-            if extra:
-                raise ValueError(f"{extra} belong to --to lerobot; leave them out")
+        from spatialvla_ft.data.lerobot.info import is_lerobot
+
+        if to is Format.rlds:
+            kept = None if images == "keep" else images
+            given = {"--card": card, "--fps": fps, "--images": kept, "--gop": gop}
+            _refuse(given, "belong to --to lerobot; leave them out")
             path, report = _to_rlds(src, dst, name, advance)
+        elif is_lerobot(src):
+            given = {"--card": card, "--fps": fps, "--name": name}
+            _refuse(given, f"do not apply: {src} is a LeRobot folder already")
+            path, report = dst, _again(src, dst, 2 if gop is None else gop, images, advance)
+        else:
+            _refuse({"--name": name}, "belongs to --to rlds; leave it out")
+            _refuse(
+                {"--gop": gop if images == "keep" else None},
+                "is for videos: give --images av1 or h264 too",
+            )
+            path, report = (
+                dst,
+                _to_lerobot(src, dst, card, images, 2 if gop is None else gop, fps, advance),
+            )
     summary = {"path": str(path), "format": to.value, **report}
     if as_json:
         typer.echo(json.dumps(summary))
@@ -72,11 +98,27 @@ def convert(
         typer.echo(f"left out: {key}: {why}")
 
 
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """ValueError if any of these options was given."""
+    extra = [option for option, value in given.items() if value is not None]
+    if extra:
+        raise ValueError(f"{', '.join(extra)} {why}")
+
+
+def _again(
+    src: Path, dst: Path, gop: int, images: str, advance: Callable[[int, int], None]
+) -> dict[str, Any]:
+    from spatialvla_ft.data.lerobot.reencode import reencode
+
+    return reencode(src, dst, gop=gop, images=images, progress=advance).to_dict()
+
+
 def _to_lerobot(
     src: Path,
     dst: Path,
     card: Path | None,
     images: str,
+    gop: int,
     fps: float | None,
     advance: Callable[[int, int], None],
 ) -> dict[str, Any]:
@@ -93,6 +135,7 @@ def _to_lerobot(
         place,
         dst,
         images=images,
+        gop=gop,
         fps=fps,
         progress=lambda done: advance(done, index.num_episodes),
     )
@@ -125,11 +168,11 @@ def _to_rlds(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Episodes done, on stderr."""
+    """Episodes, or videos, done, on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("converted"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -12,6 +12,7 @@ from spatialvla_ft.data.cards import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.kinematics import ForwardKinematics
 from spatialvla_ft.data.lerobot.draft import draft_card
+from spatialvla_ft.data.lerobot.pace import warn_where_slow
 from spatialvla_ft.data.lerobot.store import LeRobotStore
 from spatialvla_ft.data.sample_dataset import Camera, SampleDataset
 
@@ -52,7 +53,7 @@ def open_lerobot(
             f"{store.name} has no split {split!r}; it has {list(store.splits)}. To hold out "
             "episodes of 'train' use holdout(dataset, fraction, seed)"
         )
-    return LeRobotDataset(
+    dataset = LeRobotDataset(
         store,
         card,
         horizon=horizon,
@@ -63,3 +64,7 @@ def open_lerobot(
         forward_kinematics=forward_kinematics,
         cameras=cameras,
     )
+    slots = {slot: term.path for slot, term in (card.cameras or {}).items()}
+    used = slots if cameras is None else cameras
+    warn_where_slow(store, [path for slot in used if (path := slots[slot]) is not None])
+    return dataset

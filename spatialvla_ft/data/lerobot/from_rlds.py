@@ -18,7 +18,7 @@ from spatialvla_ft.data.lerobot.draft import DEPTH_SCALE
 from spatialvla_ft.data.lerobot.info import Feature
 from spatialvla_ft.data.lerobot.mapping import Entry, Mapping, write_mapping
 from spatialvla_ft.data.lerobot.plan import plan
-from spatialvla_ft.data.lerobot.report import DepthLoss, Report, psnr
+from spatialvla_ft.data.lerobot.report import DepthLoss, Report, mean_psnr, psnr
 from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore
 from spatialvla_ft.data.lerobot.units import to_units
 from spatialvla_ft.data.lerobot.video_writer import CODECS, DEPTH_CODEC, Codec
@@ -37,6 +37,7 @@ def to_lerobot(
     out: Path,
     *,
     images: str = "keep",
+    gop: int = 2,
     fps: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
@@ -48,6 +49,7 @@ def to_lerobot(
         card_file: where the card stands.
         out: new folder.
         images: `keep` stores the encoded pictures as they are; or a video codec.
+        gop: frames from one key frame of a video to the next.
         fps: steps per second; the card's control_hz if not given.
         progress: called with the number of episodes done.
 
@@ -56,6 +58,8 @@ def to_lerobot(
     """
     if images not in IMAGES:
         raise DatasetError(f"images: got {images!r}, allowed are {list(IMAGES)}")
+    if gop < 1:
+        raise DatasetError(f"--gop: got {gop}, allowed are 1 or more frames")
     rate = fps or card.control_hz
     if not rate:
         raise DatasetError(
@@ -69,7 +73,7 @@ def to_lerobot(
         if entry.how == "depth":
             codecs[entry.lerobot] = DEPTH_CODEC
         elif entry.how == "picture" and images != "keep":
-            codecs[entry.lerobot] = CODECS[images]
+            codecs[entry.lerobot] = CODECS[images].with_gop(gop)
     losses = {entry.lerobot: DepthLoss() for entry in entries if entry.how == "depth"}
     with LeRobotWriter(
         out, fps=rate, features=features, codecs=codecs, robot_type=card.robot
@@ -254,7 +258,7 @@ def _compare(index: FrameIndex, entries: list[Entry], out: Path, images: str) ->
             assert now is not None
             values.append(psnr(was, now))
         found[entry.lerobot] = (
-            f"{images} video: PSNR {np.mean(values):.1f} dB, at worst {min(values):.1f} dB, over "
+            f"{images} video: PSNR {mean_psnr(values):.1f} dB, at worst {min(values):.1f} dB, over "
             f"{len(values)} pictures"
         )
     return found

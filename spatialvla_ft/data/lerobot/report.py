@@ -59,3 +59,9 @@ def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of two pictures, dB; infinite if they are equal."""
     error = float(((one.astype(np.float64) - other) ** 2).mean())
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def mean_psnr(values: list[float]) -> float:
+    """Peak signal-to-noise ratio of several pictures together, dB; some may be infinite."""
+    error = float(np.mean(10 ** (-np.asarray(values) / 10)))
+    return float("inf") if error == 0 else float(-10 * np.log10(error))

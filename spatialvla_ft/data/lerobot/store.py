@@ -123,14 +123,14 @@ class LeRobotStore:
     def rgb(self, key: str, episode: int, step: int) -> UInt8[np.ndarray, "H W 3"] | None:
         """A picture; None where an image column is empty."""
         if self.feature(key).dtype == "video":
-            return self._decoders.rgb(*self._moment(key, episode, step))
+            return self._decoders.rgb(*self.moment(key, episode, step))
         data = self.image_bytes(key, episode, step)
         return decode_rgb(data, fast_dct=self.fast_dct) if data else None
 
     def stored_depth(self, key: str, episode: int, step: int) -> NDArray[Any] | None:
         """(H, W) depth in its stored unit; None where an image column is empty."""
         if self.feature(key).dtype == "video":
-            return self._decoders.depth(*self._moment(key, episode, step))
+            return self._decoders.depth(*self.moment(key, episode, step))
         data = self.image_bytes(key, episode, step)
         return decode_depth(data, np.dtype(np.uint16)) if data else None
 
@@ -156,7 +156,7 @@ class LeRobotStore:
             )
         return path.read_bytes()
 
-    def _moment(self, key: str, episode: int, step: int) -> tuple[Path, float]:
+    def moment(self, key: str, episode: int, step: int) -> tuple[Path, float]:
         """Video file and seconds into it."""
         clip = self.episodes[episode].clips[key]
         seconds = float(self._episode(episode)["timestamp"][step])

@@ -64,6 +64,8 @@ def _entry(feature: Feature) -> Entry:
         how, path, shape = "extrinsics", f"observation.extrinsics_{camera}", (4, 4)
     elif feature.dtype == "string":
         how = "text"
+    if dtype == "float64":
+        encoding = "bytes"  # a record's own list of numbers has 32 bits
     return Entry(path, tuple(path.split(".")), key, how, dtype, shape, encoding, scale)  # type: ignore[arg-type]
 
 
@@ -189,7 +191,7 @@ def _feature(entry: Entry) -> Any:
     if entry.dtype == "string":
         return kinds.Text()
     dtype = np.dtype(entry.dtype)
-    if not shape:
+    if not shape and not entry.encoding:
         return kinds.Scalar(dtype=dtype)
     return kinds.Tensor(shape=shape, dtype=dtype, encoding=entry.encoding or "none")
 

@@ -89,6 +89,11 @@ class Decoder:
         """How the file stores its pixels."""
         return self._context.pix_fmt
 
+    @property
+    def format(self) -> str:
+        """FFmpeg's name of the format, e.g. h264 or av1."""
+        return self._context.codec.canonical_name
+
     def close(self) -> None:
         """Close the file."""
         self._container.close()

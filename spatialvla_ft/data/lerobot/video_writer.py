@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ class Codec:
     pixels: str
     options: dict[str, str]
 
+    def with_gop(self, frames: int) -> Codec:
+        """The same with a key frame every so many frames."""
+        return replace(self, options={**self.options, "g": str(frames)})
+
 
 CODECS = {
     "av1": Codec("libsvtav1", "av1", "yuv420p", {"g": "2", "crf": "30", "preset": "8"}),
@@ -39,6 +43,11 @@ CODECS = {
 }
 DEPTH_CODEC = Codec("ffv1", "ffv1", DEPTH_FORMAT, {"g": "1"})
 """Lossless, 16 bits, every frame by itself."""
+
+
+def quiet_encoders() -> None:
+    """SVT-AV1 writes its settings to standard error unless told to keep to errors."""
+    os.environ.setdefault("SVT_LOG", "1")
 
 
 class VideoWriter:
@@ -73,8 +82,7 @@ class VideoWriter:
                     "keep the pictures as they are (images: keep)"
                 )
             options = self._codec.options
-            # SVT-AV1 writes its settings to standard error unless told to keep to errors.
-            os.environ.setdefault("SVT_LOG", "1")
+            quiet_encoders()
             self._stream = self._container.add_stream(
                 self._codec.encoder, rate=self._rate, options=options
             )

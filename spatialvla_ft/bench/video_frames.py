@@ -1,0 +1,90 @@
+"""A program of its own that reads LeRobot videos as training does.
+
+    python -m spatialvla_ft.bench.video_frames
+
+Each line on standard input is JSON: the folder of a dataset, workers, batches, and the samples
+per second of a pretended step, or null for none. Each answer is one too: samples, seconds of
+processor time, seconds of wall, and the share of them spent waiting for batches.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..data.reading import read_in_disk_order
+from .data_frames import BATCH, Endless, Squares, cpu_seconds
+
+AHEAD = 2
+"""Batches that a worker fetches ahead."""
+
+
+class Batches(Squares):
+    """Pictures of the model's size; a batch is read in the order of its files, as in training."""
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """The samples of a batch."""
+        return read_in_disk_order(self.__getitem__, places)
+
+
+@contextmanager
+def stream(folder: str, workers: int) -> Iterator[tuple[Any, list[int]]]:
+    """(an endless loader in its stride, its processes), which end with it."""
+    from spatialvla_ft.data.dataset import open_dataset
+
+    dataset = open_dataset(folder, card=None, horizon=4, depth=False)
+    batches = iter(
+        DataLoader(
+            Batches([dataset], "fast"),
+            batch_sampler=Endless([dataset]),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
+        )
+    )
+    # The first of every worker pay for its start, those fetched ahead would count as free.
+    for _ in range(max(1, AHEAD * workers)):
+        next(batches)
+    processes = getattr(batches, "_workers", [])
+    try:
+        yield batches, [os.getpid(), *(process.pid for process in processes)]
+    finally:
+        if workers:
+            batches._shutdown_workers()
+
+
+def read(request: dict[str, Any]) -> dict[str, float]:
+    """Some batches, each followed by a step that takes its time and no processor."""
+    with stream(request["folder"], request["workers"]) as (batches, pids):
+        begin, cpu, waited, samples = time.perf_counter(), cpu_seconds(pids), 0.0, 0
+        for _ in range(request["batches"]):
+            asked = time.perf_counter()
+            samples += len(next(batches)["image"])
+            waited += time.perf_counter() - asked
+            if request["rate"] is not None:
+                time.sleep(BATCH / request["rate"])
+        wall = time.perf_counter() - begin
+        used = cpu_seconds(pids) - cpu
+    return {"samples": samples, "cpu": used, "wall": wall, "waited": waited / wall}
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    torch.set_num_threads(1)
+    # The warning of far key frames is what is measured here.
+    logging.getLogger("spatialvla_ft.data.lerobot.pace").setLevel(logging.ERROR)
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(read(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
