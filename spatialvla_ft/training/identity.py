@@ -30,6 +30,10 @@ MAY_CHANGE = {
     "train.validate_every",
     "train.validate_samples",
     "train.trackers",
+    "train.loss_guard",
+    "train.loss_guard.factor",
+    "train.loss_guard.steps",
+    "train.loss_guard.window",
 }
 """Fields of a recipe that a continued run may have otherwise."""
 

@@ -13,18 +13,20 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
-from ..data.sampler import Sampler
 from ..models.lora import save_adapter
 from . import checkpoints, durable, output, training_state
+from .bad_batch import Culprits
 from .batches import make_loader, make_sampler
+from .guard import Guard
 from .identity import check_same_run, identity
-from .metrics import Throughput, token_accuracy
+from .meters import Meter
+from .metrics import Totals, action_tokens
 from .optimisation import make_optimizer, make_scheduler
 from .recipe import RecipeError
 from .run import Run
 from .stopping import StoppedError, StopRequest, stop_requests
 from .trackers import flush, forget_after, make_trackers
-from .validation import validate
+from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
         on_log: called with (completed steps, metrics) on the main process.
 
     Raises:
-        FloatingPointError: the loss is not finite; the batch is named.
+        FloatingPointError: loss or gradient are not finite, or the loss has run away; the samples
+            are named, and the optimiser was not moved.
         OutputError: something could not be written; the last checkpoint is named.
         StoppedError: SIGTERM or SIGUSR1 came; a checkpoint was written.
     """
@@ -140,34 +143,44 @@ class Loop:
     def _run_steps(self, request: StopRequest) -> None:
         cfg, accelerator = self.run.recipe.train, self.accelerator
         micro = cfg.gradient_accumulation
-        sampler = make_sampler(self.run, accelerator.num_processes, accelerator.process_index)
-        loader = make_loader(self.run, sampler, self.done * micro, cfg.steps * micro)
+        self.sampler = make_sampler(self.run, accelerator.num_processes, accelerator.process_index)
+        loader = make_loader(self.run, self.sampler, self.done * micro, cfg.steps * micro)
         batches = iter(loader)
+        validation = Validation(self.run, accelerator) if self.run.heldout else None
+        self.guard = Guard(cfg.loss_guard)
+        meter = Meter(accelerator.device, cfg.precision, accelerator.num_processes)
         self.model.train()
-        throughput = Throughput()
+        due = False
         for step in range(self.done, cfg.steps):
-            losses = []
-            for k in range(micro):
-                with throughput.waiting():
-                    batch = {n: t.to(accelerator.device) for n, t in next(batches).items()}
-                throughput.count(batch["input_ids"].shape[0] * accelerator.num_processes)
-                loss, logits, norm = self.micro_step(batch, step * micro + k, sampler)
-                losses.append(loss)
+            last = step + 1 == cfg.steps
+            totals = self.totals() if last or (step + 1) % cfg.log_every == 0 else None
+            self.losses: list[Tensor] = []
+            for k in range(step * micro, (step + 1) * micro):
+                with meter.waiting():
+                    batch = next(batches)
+                meter.count(batch)
+                batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+                with meter.arithmetic():
+                    logits = self.micro_step(batch, k)
+                if totals is not None:
+                    self.add_up(totals, k, logits, batch["labels"])
             self.scheduler.step()
             self.done = step + 1
-            last, validation = self.done == cfg.steps, None
-            if last or self.done % cfg.log_every == 0:
-                values = self.metrics(losses, logits, batch["labels"], norm)
-                self.log({**values, **throughput.restart()})
-            if self.run.heldout and (last or self.done % cfg.validate_every == 0):
-                plain = accelerator.unwrap_model(self.model)
-                found = validate(self.run, plain, cfg.validate_samples)
-                self.log(found)
-                validation = found["validation/loss"]
-                self.model.train()
-            stop, good = self.any_rank(request.reason is not None, self.is_good(validation))
-            if last or stop or good or self.done % cfg.save_every == 0:
-                self.save(validation)
+            meter.stepped()
+            if totals is not None:
+                self.log({**self.metrics(totals), **meter.restart()})
+            with meter.paused():
+                loss = None
+                if validation is not None and (last or self.done % cfg.validate_every == 0):
+                    found = validation(accelerator.unwrap_model(self.model), self.done)
+                    self.log(found)
+                    loss = found["validation/loss"]
+                    self.model.train()
+                stop, good = self.any_rank(request.reason is not None, self.is_good(loss))
+                due = due or good or self.done % cfg.save_every == 0
+                if last or stop or (due and self.guard.calm):  # nothing of a rise is kept
+                    self.save(loss)
+                    due = False
             if stop and not last:
                 accelerator.end_training()
                 place = checkpoints.place_of(self.folder, self.done)
@@ -186,42 +199,59 @@ class Loop:
             return False
         return checkpoints.is_among_best(self.folder, self.done, validation, self.keep.best)
 
-    def micro_step(
-        self, batch: dict[str, Tensor], step: int, sampler: Sampler
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def micro_step(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Forward, backward, and the optimiser's turn where an accumulation ends.
 
         Returns:
-            the loss, the logits of label rows, and the gradient's norm before clipping (None
-            inside an accumulation).
+            the logits of label rows.
         """
         accelerator, cfg = self.accelerator, self.run.recipe.train
-        torch.manual_seed(_seed(self.run.recipe.seed, step, accelerator.process_index))
+        torch.manual_seed(self.seed(step))
         with accelerator.accumulate(self.model):
             outputs = self.model(**batch, logits_to_keep="labels")
-            _check_finite(outputs.loss, sampler, step, self.run)
             accelerator.backward(outputs.loss)
-            norm = None
+            self.losses.append(outputs.loss.detach())
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(self.parameters, cfg.clip_norm)
+                self.norm = accelerator.clip_grad_norm_(self.parameters, cfg.clip_norm)
+                self.check()
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return outputs.loss.detach(), outputs.logits.detach(), norm
+        return outputs.logits.detach()
 
-    def metrics(
-        self, losses: list[Tensor], logits: Tensor, labels: Tensor, norm: Tensor | None
-    ) -> dict[str, float]:
-        """What a step tells: loss over all ranks, accuracy by token type, rate, norm."""
-        run = self.run
-        labels = labels[:, 1:]
-        loss = self.accelerator.gather(torch.stack(losses).mean()[None]).mean()
+    def check(self) -> None:
+        """Stop before the optimiser moves if loss or gradient are none to follow, on all ranks."""
+        numbers = torch.stack([*self.losses, self.norm.to(self.losses[0])])
+        everyone = self.accelerator.gather(numbers).view(-1, len(numbers)).tolist()
+        losses, self.norm = [own[:-1] for own in everyone], everyone[0][-1]
+        fault = self.guard.judge(losses, self.norm)
+        if fault is not None:
+            culprits = Culprits(self.run, self.accelerator, self.sampler, self.seed)
+            words = culprits.report(self.model, fault, self.done, losses)
+            raise FloatingPointError(
+                f"{words} The weights and the newest checkpoint are those of before. Look at these "
+                "episodes, lower train.learning_rate, or clip harder (train.clip_norm)"
+            )
+
+    def seed(self, micro_step: int) -> int:
+        """Of the dropout of a micro-step on this rank."""
+        return _seed(self.run.recipe.seed, micro_step, self.accelerator.process_index)
+
+    def totals(self) -> Totals:
+        """Sums for the metrics of a step."""
+        return Totals(self.run.processor, self.run.datasets[0].action_space)
+
+    def add_up(self, totals: Totals, micro_step: int, logits: Tensor, labels: Tensor) -> None:
+        """One more micro-batch of the step that is logged."""
+        names = [self.run.datasets[d].name for d, _ in self.sampler.batch(micro_step)]
+        totals.add_loss(float(self.losses[-1]) * len(names), len(names))
+        totals.add_batch(action_tokens(logits, labels, self.run.spatialvla.config), names)
+
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """What the step tells, over all its micro-batches and ranks."""
         return {
-            "loss": float(loss),
-            **token_accuracy(
-                logits, labels[labels != -100], run.spatialvla.config, run.processor.grid.slots
-            ),
+            **totals.reduce(self.accelerator).metrics(),
             "learning_rate": self.scheduler.get_last_lr()[0],
-            "grad_norm": float("nan") if norm is None else float(norm),
+            "grad_norm": self.norm,
         }
 
     def log(self, values: dict[str, float]) -> None:
@@ -301,16 +331,3 @@ def _fill_depth(run: Run, accelerator: Accelerator) -> None:
 
 def _seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 4099 + rank
-
-
-def _check_finite(loss: Tensor, sampler: Sampler, step: int, run: Run) -> None:
-    if bool(torch.isfinite(loss)):
-        return
-    places = [
-        f"{run.datasets[d].name} episode {run.datasets[d].locate(f)[0]}"
-        for d, f in sampler.batch(step)
-    ]
-    raise FloatingPointError(
-        f"the loss became {loss.item()} at step {step}; samples of this batch: {places[:8]}. Lower "
-        "train.learning_rate, check train.clip_norm, or look at these episodes"
-    )

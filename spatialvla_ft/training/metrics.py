@@ -1,62 +1,170 @@
-"""What a step tells besides the loss: accuracy of each token type, and how fast it goes."""
+"""What the tokens of a batch tell: loss, share of right tokens by slot, error in robot units.
+
+Everything is a sum with its count, so that micro-batches, batches of unequal size and ranks add up
+to the figure of all their samples. Guesses are restricted to the ids of their slot, as prediction
+is, and made along the recorded tokens (teacher forcing).
+
+Shape letters: B samples, N tokens of a sample (slots * chunk), L label rows, V vocabulary, T tokens
+of a sequence, H actions of a chunk.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..actions.layout import Slot
+from ..actions.spaces import ActionSpace
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.decoding import type_slices
+from ..models.processing_spatialvla import SpatialVLAProcessor
+
+MANY_LETTERS = 4
+"""A unit of more letters is a sentence, and no part of a metric's name."""
 
 
-def token_accuracy(
-    logits: Float[Tensor, "L V"],
-    targets: Int[Tensor, " L"],
-    config: SpatialVLAConfig,
-    slots: Sequence[Slot],
-) -> dict[str, float]:
-    """Share of label tokens whose most likely id is right, by slot of the grid."""
-    right = logits.argmax(-1) == targets
-    relative = targets - config.action_token_begin_idx
-    result = {}
-    for slot, where in zip(slots, type_slices(config), strict=True):
-        of_type = (relative >= where.start) & (relative < where.stop)
-        if bool(of_type.any()):
-            result[f"accuracy/{slot.name}"] = float(right[of_type].float().mean())
-    return result
+@dataclass(frozen=True)
+class Tokens:
+    """Action tokens of a batch, absolute ids, the end of the sequence left out.
+
+    Attributes:
+        wanted: of the recorded actions.
+        guessed: the most likely ones of their slot.
+    """
+
+    wanted: Int[Tensor, "B N"]
+    guessed: Int[Tensor, "B N"]
 
 
-class Throughput:
-    """Samples per second, and the share of time spent waiting for data, since the last restart."""
+def action_tokens(
+    logits: Float[Tensor, "L V"], labels: Int[Tensor, "B T"], config: SpatialVLAConfig
+) -> Tokens:
+    """The action tokens behind the label rows of a batch (`logits_to_keep="labels"`)."""
+    rows, wanted = _by_sample(logits, labels, config)
+    slots = type_slices(config)
+    count, begin = len(slots), config.action_token_begin_idx
+    end = wanted.shape[1] - 1  # the last label ends the sequence
+    guessed = torch.empty_like(wanted[:, :end])
+    for i, where in enumerate(slots):
+        part = rows[:, i:end:count, begin + where.start : begin + where.stop]
+        guessed[:, i::count] = part.argmax(-1) + begin + where.start
+    return Tokens(wanted[:, :end], guessed)
 
-    def __init__(self) -> None:
-        self._begin()
 
-    def _begin(self) -> None:
-        self._began, self._waited, self._samples = time.perf_counter(), 0.0, 0
+def sample_losses(
+    logits: Float[Tensor, "L V"], labels: Int[Tensor, "B T"], config: SpatialVLAConfig
+) -> Float[Tensor, " B"]:
+    """Mean cross entropy of each sample; their mean is the loss of the batch."""
+    rows, wanted = _by_sample(logits, labels, config)
+    losses = [F.cross_entropy(one.float(), ids) for one, ids in zip(rows, wanted, strict=True)]
+    return torch.stack(losses)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent inside counts as waiting for data."""
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
 
-    def count(self, samples: int) -> None:
-        """More samples were trained on, over all ranks."""
-        self._samples += samples
+def _by_sample(
+    logits: Tensor, labels: Tensor, config: SpatialVLAConfig
+) -> tuple[Float[Tensor, "B n V"], Int[Tensor, "B n"]]:
+    labels = labels[:, 1:]
+    wanted = labels[labels != config.ignore_index].view(len(labels), -1)
+    return logits.view(*wanted.shape, -1), wanted
 
-    def restart(self) -> dict[str, float]:
-        """The figures so far; counting begins anew."""
-        elapsed = time.perf_counter() - self._began
-        values = {
-            "samples_per_second": self._samples / elapsed,
-            "data_wait_share": self._waited / elapsed,
-        }
-        self._begin()
-        return values
+
+class Totals:
+    """Sums over samples, and the metrics that they make.
+
+    Args:
+        processor: decodes tokens by the statistics of each sample's dataset.
+        space: names and units of the action dimensions.
+    """
+
+    def __init__(self, processor: SpatialVLAProcessor, space: ActionSpace) -> None:
+        self.processor = processor
+        self.slots = [slot.name for slot in processor.grid.slots]
+        self.dimensions = dimension_names(space)
+        self.sums = np.zeros(2 + 2 * len(self.slots) + 1 + space.dim)
+
+    def add_loss(self, total: float, samples: int) -> None:
+        """The summed loss of some samples."""
+        self.sums[:2] += total, samples
+
+    def add_tokens(self, tokens: Tokens) -> None:
+        """Whether each token is right."""
+        right = (tokens.wanted == tokens.guessed).cpu().numpy()
+        right = right.reshape(-1, len(self.slots))
+        middle = 2 + len(self.slots)
+        self.sums[2:middle] += right.sum(axis=0)
+        self.sums[middle : middle + len(self.slots)] += len(right)
+
+    def add_actions(
+        self,
+        guess: Float[np.ndarray, "B H D"],
+        truth: Float[np.ndarray, "B H D"],
+        valid: Bool[np.ndarray, "B H"] | None = None,
+    ) -> None:
+        """Absolute errors in the robot's units, of all actions or of those that are real."""
+        error = np.abs(np.asarray(guess, np.float64) - truth)
+        error = error.reshape(-1, error.shape[-1]) if valid is None else error[valid]
+        place = 2 + 2 * len(self.slots)
+        self.sums[place] += len(error)
+        self.sums[place + 1 :] += error.sum(axis=0)
+
+    def add_batch(self, tokens: Tokens, datasets: Sequence[str]) -> None:
+        """Tokens of a training batch; errors are between decoded tokens, guessed and recorded."""
+        self.add_tokens(tokens)
+        guess, truth = (
+            self.processor.decode_actions(ids, unnorm_key=datasets)["actions"]
+            for ids in (tokens.guessed, tokens.wanted)
+        )
+        self.add_actions(guess, truth)
+
+    def reduce(self, accelerator: Accelerator) -> Totals:
+        """The sums over all ranks, in place."""
+        whole = torch.as_tensor(self.sums, dtype=_exact(accelerator), device=accelerator.device)
+        self.sums = accelerator.reduce(whole, "sum").cpu().numpy().astype(np.float64)
+        return self
+
+    def metrics(self) -> dict[str, float]:
+        """loss, accuracy/SLOT, l1/DIMENSION_UNIT; what was never added is left out."""
+        count = len(self.slots)
+        right, tokens = self.sums[2 : 2 + count], self.sums[2 + count : 2 + 2 * count]
+        actions, errors = self.sums[2 + 2 * count], self.sums[3 + 2 * count :]
+        found: dict[str, float] = {}
+        if self.sums[1]:
+            found["loss"] = self.sums[0] / self.sums[1]
+        if tokens.all():
+            found |= _named("accuracy", self.slots, right / tokens)
+        if actions:
+            found |= _named("l1", self.dimensions, errors / actions)
+        return {name: float(value) for name, value in found.items()}
+
+
+def dimension_names(space: ActionSpace) -> list[str]:
+    """Names of the action dimensions with their units, e.g. x_m, yaw_rad, gripper."""
+    return [
+        f"{name}_{unit}" if len(unit) <= MANY_LETTERS else name
+        for name, unit in zip(space.names, space.units, strict=True)
+    ]
+
+
+def _named(kind: str, names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float]:
+    return {f"{kind}/{name}": value for name, value in zip(names, values, strict=True)}
+
+
+def _exact(accelerator: Accelerator) -> torch.dtype:
+    """Sums travel in float64 where the device has it."""
+    return torch.float32 if accelerator.device.type == "mps" else torch.float64
+
+
+def plain(values: dict[str, float]) -> dict[str, float | None]:
+    """The same for JSON, which has no NaN and no infinity: None in their place."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }

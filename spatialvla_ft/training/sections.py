@@ -196,6 +196,15 @@ class Lora(Section):
     train_whole: list[str] = Field(default_factory=list)
 
 
+class LossGuard(Section):
+    """When a loss has run away: so many steps in a row above a multiple of its running median."""
+
+    factor: float = Field(3.0, gt=1)
+    steps: int = Field(20, ge=1)
+    window: int = Field(100, ge=1)
+    """Steps that the median is of."""
+
+
 class Train(Section):
     """The optimisation."""
 
@@ -215,6 +224,8 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = Field(1.0, gt=0)
+    loss_guard: LossGuard | None = Field(default_factory=LossGuard)
+    """Stops a run whose loss has run away; None lets it run. NaN and infinity stop it always."""
     precision: Literal["float32", "bf16"] = "float32"
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

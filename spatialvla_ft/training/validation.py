@@ -1,39 +1,206 @@
-"""Loss and accuracy on held-out episodes during training."""
+"""Held-out episodes during training: loss, accuracy, error in robot units, and signs of collapse.
+
+The same evenly spaced frames every time. Ranks share the batches, and every rank makes as many
+passes as the others. A batch is spread over its whole dataset, so that swapping the pictures inside
+it shows each instruction another scene.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from .metrics import token_accuracy
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from ..data.sample import Sample
+from ..data.sample_dataset import SampleDataset
+from .collapse import CollapseWatch, Predictions, collapsed, spread_metrics
+from .metrics import Tokens, Totals, action_tokens, sample_losses
 from .run import Run
 
+logger = logging.getLogger(__name__)
 
-@torch.no_grad()
-def validate(run: Run, model: nn.Module, count: int) -> dict[str, float]:
-    """Loss and token accuracy on held-out episodes, on the same evenly spaced frames each time."""
-    model.eval()
-    device = next(model.parameters()).device
-    totals: dict[str, float] = {}
-    batches = 0
-    for dataset in run.heldout:
-        frames = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
-        for start in range(0, len(frames), run.recipe.train.batch_size):
-            chosen = frames[start : start + run.recipe.train.batch_size]
-            batch = run.collate([run.sample(dataset, i) for i in chosen])
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            outputs = model(**batch, logits_to_keep="labels")
-            labels = batch["labels"][:, 1:]
-            values = {
-                "loss": float(outputs.loss),
-                **token_accuracy(
-                    outputs.logits,
-                    labels[labels != -100],
-                    run.spatialvla.config,
-                    run.processor.grid.slots,
-                ),
-            }
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + value
-            batches += 1
-    return {f"validation/{name}": total / batches for name, total in totals.items()}
+PROBED = 64
+"""At most so many frames of a run are predicted token by token, with and without their pictures."""
+SEEN = ("pixel_values", "depth", "intrinsics", "camera_poses")
+"""What is swapped with another frame's."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch of one held-out dataset; `counts` is False where it only keeps ranks in step."""
+
+    dataset: int
+    frames: list[int]
+    counts: bool
+    probed: bool
+
+
+class Validation:
+    """Measures a model on the held-out episodes of a run.
+
+    Args:
+        run: with `heldout`.
+        accelerator: of the loop.
+    """
+
+    def __init__(self, run: Run, accelerator: Accelerator) -> None:
+        train = run.recipe.train
+        self.run, self.accelerator = run, accelerator
+        self.watch = CollapseWatch(train.steps, train.validate_every)
+        batches = list(_batches(run.heldout, train.validate_samples, max(2, train.batch_size)))
+        world, rank = accelerator.num_processes, accelerator.process_index
+        padded = [*batches, *batches[:1] * (-len(batches) % world)]
+        probing = _probed(batches, PROBED)
+        self.parts = [
+            _Part(dataset, frames, i < len(batches), i in probing)
+            for i, (dataset, frames) in enumerate(padded)
+            if i % world == rank
+        ]
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Metrics after so many steps, under `validation/`; warns of a collapse.
+
+        Args:
+            model: as `accelerator.unwrap_model` gives it; left in evaluation mode.
+            step: completed steps.
+        """
+        model.eval()
+        run, space = self.run, self.run.heldout[0].action_space
+        totals = [Totals(run.processor, space) for _ in run.heldout]
+        probes: list[Predictions] = []
+        for part in self.parts:
+            dataset = run.heldout[part.dataset]
+            samples = [run.sample(dataset, frame) for frame in part.frames]
+            batch = run.collate(samples)
+            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+            loss, tokens = self._along(model, batch)
+            probe = self._probe(model, samples, batch, loss, tokens) if part.probed else None
+            if part.counts:
+                self._add(totals[part.dataset], samples, loss, tokens)
+                probes += [probe] if probe else []
+        found = self._metrics([one.reduce(self.accelerator) for one in totals])
+        found |= self._collapse(gather_object(probes), step)
+        return {f"validation/{name}": value for name, value in found.items()}
+
+    def _along(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[float, Tokens]:
+        """Summed loss of the samples, and their tokens, along the recorded ones."""
+        logits = model(**batch, logits_to_keep="labels").logits
+        config = self.run.spatialvla.config
+        losses = sample_losses(logits, batch["labels"], config)
+        return float(losses.sum()), action_tokens(logits, batch["labels"], config)
+
+    def _add(self, totals: Totals, samples: list[Sample], loss: float, tokens: Tokens) -> None:
+        totals.add_loss(loss, len(samples))
+        totals.add_tokens(tokens)
+        names = [sample.dataset for sample in samples]
+        guess = self.run.processor.decode_actions(tokens.guessed, unnorm_key=names)["actions"]
+        truth = np.stack([sample.actions for sample in samples])
+        totals.add_actions(guess, truth, np.stack([sample.valid for sample in samples]))
+
+    def _metrics(self, totals: list[Totals]) -> dict[str, float]:
+        """Of all samples together, and of each dataset where there are several."""
+        whole = Totals(self.run.processor, self.run.heldout[0].action_space)
+        whole.sums = np.sum([one.sums for one in totals], axis=0)
+        found = whole.metrics()
+        if len(totals) > 1:
+            for dataset, one in zip(self.run.heldout, totals, strict=True):
+                found |= {f"{dataset.name}/{n}": v for n, v in one.metrics().items()}
+        return found
+
+    def _probe(
+        self,
+        model: nn.Module,
+        samples: list[Sample],
+        batch: dict[str, Tensor],
+        loss: float,
+        tokens: Tokens,
+    ) -> Predictions:
+        """Greedy predictions of a batch, as it is and with the pictures of other frames."""
+        processor, count = self.run.processor, len(samples)
+        names = [sample.dataset for sample in samples]
+        lent = {n: t.roll(count // 2, 0) if n in SEEN else t for n, t in batch.items()}
+        swapped_loss, _ = self._along(model, lent)
+        prompt = self._prompts(samples)
+        plain = self.run.spatialvla
+        ids = plain.predict_action(prompt).cpu().numpy()
+        swapped = {n: t.roll(count // 2, 0) if n in SEEN else t for n, t in prompt.items()}
+        swapped_ids = plain.predict_action(swapped).cpu().numpy()
+        for kept in ("_graphs", "_last_cache"):  # training needs the memory
+            vars(plain).pop(kept, None)
+        own = tokens.wanted.cpu().numpy()
+        valid = np.stack([sample.valid for sample in samples])
+        slots = len(processor.grid.slots)
+        return Predictions(
+            guess=processor.decode_actions(ids, unnorm_key=names)["actions"][valid],
+            truth=np.stack([sample.actions for sample in samples])[valid],
+            guess_ids=ids.reshape(*valid.shape, slots)[valid],
+            truth_ids=own.reshape(*valid.shape, slots)[valid],
+            ids=ids,
+            swapped_ids=swapped_ids,
+            own_ids=own,
+            other_ids=np.roll(own, count // 2, axis=0),
+            loss=loss / count,
+            swapped_loss=swapped_loss / count,
+        )
+
+    def _prompts(self, samples: list[Sample]) -> dict[str, Tensor]:
+        collate = self.run.collate
+        prompt = type(collate)(collate.processor, collate.depth, with_actions=False)(samples)
+        return {name: tensor.to(self.accelerator.device) for name, tensor in prompt.items()}
+
+    def _collapse(self, probes: Sequence[Predictions], step: int) -> dict[str, float]:
+        """Metrics of the predictions of all ranks; new findings are warned of."""
+        if not probes:
+            return {}
+        seen, slots = joined(probes), self.run.processor.grid.slots
+        space = self.run.heldout[0].action_space
+        new, over = self.watch.take(step, collapsed(seen, slots, space))
+        if self.accelerator.is_main_process:
+            for text in new.values():
+                logger.warning("step %d, held out: %s", step, text)
+            for name in over:
+                logger.warning("step %d, held out: no longer %s", step, name)
+        return {**spread_metrics(seen, slots, space), "warnings": float(len(self.watch.standing))}
+
+
+def joined(probes: Sequence[Predictions]) -> Predictions:
+    """Predictions of several batches as one; losses are weighted by their frames."""
+    frames = [len(probe.ids) for probe in probes]
+    tokens = ("guess_ids", "truth_ids", "ids", "swapped_ids", "own_ids", "other_ids")
+    arrays = {
+        name: np.concatenate([getattr(probe, name) for probe in probes])
+        for name in ("guess", "truth", *tokens)
+    }
+    losses = {
+        name: float(np.average([getattr(probe, name) for probe in probes], weights=frames))
+        for name in ("loss", "swapped_loss")
+    }
+    return Predictions(**arrays, **losses)
+
+
+def _batches(
+    datasets: Sequence[SampleDataset], count: int, size: int
+) -> Iterator[tuple[int, list[int]]]:
+    """(dataset, frames) of every batch: evenly spaced, each batch spread over the dataset."""
+    for i, dataset in enumerate(datasets):
+        frames = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
+        number = -(-len(frames) // size)
+        for start in range(number):
+            yield i, frames[start::number]
+
+
+def _probed(batches: Sequence[tuple[int, list[int]]], limit: int) -> set[int]:
+    """Batches that are predicted greedily: whole ones, evenly spaced, of at most `limit` frames."""
+    usable = [i for i, (_, frames) in enumerate(batches) if len(frames) > 1]
+    if not usable:
+        return set()
+    size = max(len(batches[i][1]) for i in usable)
+    number = min(len(usable), max(1, limit // size))
+    return {usable[round(k)] for k in np.linspace(0, len(usable) - 1, number)}
