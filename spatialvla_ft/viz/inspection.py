@@ -35,7 +35,8 @@ def write_inspection(seen: Inspection, out: Path) -> Path:
     body = [_findings(seen)]
     if seen.draft:
         body.append(_draft(seen.draft.to_yaml()))
-    body += [_cameras(seen), _actions(seen), _gripper(seen), _episodes(seen), _words(seen)]
+    body += [_cameras(seen), _actions(seen), _gripper(seen), _poses(seen)]
+    body += [_episodes(seen), _words(seen)]
     body.append(_as_section(facts.features(seen), "What the dataset holds, before any card."))
     out.parent.mkdir(parents=True, exist_ok=True)
     lead = paragraph(escape(facts.summary(seen)) + ".", kind="lead") + _verdict(seen.findings)
@@ -155,6 +156,19 @@ def _gripper(seen: Inspection) -> str:
             "The gripper over time",
             "Blue: the standard action. Grey, right scale: the raw column it is made of.",
         ),
+    )
+
+
+def _poses(seen: Inspection) -> str:
+    if not seen.poses:
+        return ""
+    rate = "" if seen.poses[0].interval is None else " No rate is known, so 5 steps a second were "
+    rate += "assumed." if rate else ""
+    return _as_section(
+        facts.poses(seen),
+        "Two stories, told in metres, radians and seconds: positions of a tool (absolute), or "
+        "steps that it makes (difference). One that no arm can do is ruled out; if both remain, "
+        "or none, the numbers say nothing and the card must be right by itself." + rate,
     )
 
 

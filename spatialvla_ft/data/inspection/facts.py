@@ -46,6 +46,8 @@ def tables(seen: Inspection) -> Iterator[Table]:
     yield cameras(seen)
     yield actions(seen)
     yield grippers(seen)
+    if seen.poses:
+        yield poses(seen)
     yield words(seen)
 
 
@@ -109,6 +111,22 @@ def grippers(seen: Inspection) -> Table:
             is_open = float((standard >= 0.5).mean())
             rows.append((f"{name}, 1 = open", convention(standard), f"open in {is_open:.0%}"))
     return "Gripper", ("column", "looks like", ""), rows
+
+
+def poses(seen: Inspection) -> Table:
+    """Whether streams of tool poses are absolute: the verdict, and the numbers that it rests on."""
+    streams = seen.poses
+    rows: list[tuple[str, ...]] = [
+        ("the card says", *(stream.declared or "nothing" for stream in streams)),
+        ("the numbers say", *(stream.told() for stream in streams)),
+        ("against absolute", *(stream.why_not("absolute") for stream in streams)),
+        ("against difference", *(stream.why_not("difference") for stream in streams)),
+    ]
+    for name in dict.fromkeys(name for stream in streams for name in stream.numbers):
+        values = (stream.numbers.get(name) for stream in streams)
+        rows.append((name, *("" if value is None else f"{value:.3g}" for value in values)))
+    head = ("median of the episodes", *(stream.name for stream in streams))
+    return "Poses: absolute, or differences?", head, rows
 
 
 def words(seen: Inspection) -> Table:

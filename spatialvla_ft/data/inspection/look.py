@@ -25,6 +25,7 @@ from spatialvla_ft.data.inspection.findings import Finding, worst_first
 from spatialvla_ft.data.inspection.opening import find_card, open_source
 from spatialvla_ft.data.inspection.series import Series
 from spatialvla_ft.data.inspection.source import Source, read_numbers
+from spatialvla_ft.data.inspection.tool_poses import PoseStream, pose_findings, pose_streams
 from spatialvla_ft.data.inspection.views import View, view_cameras
 from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
 from spatialvla_ft.data.statistics import normalised_dimensions
@@ -52,6 +53,7 @@ class Inspection:
         measured_hz: from time stamps, where there are any.
         words: instruction -> number of episodes that say it first.
         views: what each camera shows.
+        poses: streams of tool poses, and whether they are absolute.
         findings: worst first.
     """
 
@@ -71,6 +73,7 @@ class Inspection:
     measured_hz: float | None
     words: Counter[str]
     views: dict[str, View]
+    poses: tuple[PoseStream, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -112,6 +115,7 @@ class Inspection:
                 "q99": _plain(self.q99),
                 "max": _plain(values.max(axis=0)),
             },
+            "poses": [stream.to_dict() for stream in self.poses],
             "instructions": dict(self.words.most_common()),
             "findings": [finding.to_dict() for finding in self.findings],
             "drafted_card": self.draft.to_yaml() if self.draft else None,
@@ -169,9 +173,15 @@ def inspect_dataset(
     views = view_cameras(source, card, standard, used)
     measured = _measured_rate(columns, source.fps)
     said = [t.language for t in trajectories]
+    state = None
+    if card.proprio and all(t.proprio is not None for t in standard):
+        state = Series.join([t.proprio for t in standard if t.proprio is not None])
+    poses = pose_streams(card, space, action, state, columns, card.control_hz or measured)
+    about_action = _action_findings(card, action, space, state, poses, used, columns)
     found = [
         *motion.not_finite(columns, numbers),
-        *_action_findings(card, action, space, standard, used, columns),
+        *about_action,
+        *pose_findings(poses, about_action),
         *episode_rules.short_episodes(
             np.array([len(t.action) for t in trajectories], np.int64), numbers
         ),
@@ -201,6 +211,7 @@ def inspect_dataset(
         measured_hz=measured,
         words=Counter(firsts),
         views=views,
+        poses=poses,
         findings=worst_first(found),
     )
 
@@ -279,7 +290,8 @@ def _action_findings(
     card: Card,
     action: Series,
     space: ActionSpace,
-    standard: list[Standardised],
+    state: Series | None,
+    poses: tuple[PoseStream, ...],
     episodes: list[int],
     columns: dict[str, Series],
 ) -> list[Finding]:
@@ -291,10 +303,9 @@ def _action_findings(
     arm = normalised_dimensions(space)
     skipped = (declared | ~arm).tolist()  # the gripper has a rule of its own
     found += motion.constant_dimensions(action, space.names, skipped)
-    state = None
-    if card.proprio and all(t.proprio is not None for t in standard):
-        state = Series.join([t.proprio for t in standard if t.proprio is not None])
     encoding = card.proprio.encoding if card.proprio else None
+    # A state that is itself made of differences says nothing about where the arm is.
+    lost = any(stream.name == "proprio" and stream.kind == "difference" for stream in poses)
     first = 0
     for group in space.groups:
         where = slice(first, first + group.dim)
@@ -302,7 +313,7 @@ def _action_findings(
         if group.role == "gripper" or declared[where].all():
             continue
         values = action.columns(where)
-        same = _same_quantity(state, encoding, group.role, group.dim)
+        same = None if lost else _same_quantity(state, encoding, group.role, group.dim)
         found += motion.absolute_or_delta(values, same, group.names, expect_delta=group.delta)
         if group.role != "translation" and group.unit == "rad":
             found += rotations.degrees(values, same, group.names, delta=group.delta)
