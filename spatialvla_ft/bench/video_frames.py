@@ -18,21 +18,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.reading import read_in_disk_order
-from .data_frames import BATCH, Endless, Squares, cpu_seconds
+from .data_frames import BATCH, SIZE, Endless, cpu_seconds
 
 AHEAD = 2
 """Batches that a worker fetches ahead."""
 
 
-class Batches(Squares):
-    """Pictures of the model's size; a batch is read in the order of its files, as in training."""
+class Squares(Dataset[dict[str, Any]]):
+    """(dataset, frame) to a picture of the model's size with its action chunk, as in training."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        """One frame, read, decoded and resized."""
+        from spatialvla_ft.data.image_path import fit_step
+
+        sample = fit_step(self.dataset[place[1]], SIZE, "fast")
+        return {
+            "image": torch.from_numpy(np.require(sample.images["primary"], requirements="W")),
+            "action": np.asarray(sample.actions),
+        }
 
     def __getitems__(self, places: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        """The samples of a batch."""
+        """The samples of a batch, read in the order of their files."""
         return read_in_disk_order(self.__getitem__, places)
 
 
@@ -44,7 +58,7 @@ def stream(folder: str, workers: int) -> Iterator[tuple[Any, list[int]]]:
     dataset = open_dataset(folder, card=None, horizon=4, depth=False)
     batches = iter(
         DataLoader(
-            Batches([dataset], "fast"),
+            Squares(dataset),
             batch_sampler=Endless([dataset]),  # type: ignore[arg-type]
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
