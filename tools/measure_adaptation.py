@@ -9,8 +9,9 @@ then starts from that base, and is measured at the same steps on 20 episodes of 
 trained on; at the end the saved policy acts in closed loop, on seeds that no recipe was tuned on.
 Finished stages are kept, so the command can be stopped and started again. One JSON line per run.
 
-`grids`: what becomes of the base's rows where the grid changes. `demos`: what is trained, on 10
-and on 200 demonstrations. `rates`: the search for the learning rates of `demos`, on other episodes.
+`grids`: what becomes of the base's rows where the grid changes; `frozen`: the same with a table
+that stays as it was. `rates`: the search for the learning rates of `demos`, on other episodes.
+`demos`: what is trained, on 10 and on 200 demonstrations.
 """
 
 from __future__ import annotations
@@ -45,11 +46,10 @@ from spatialvla_ft.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SIMULATION = ("--camera-mode", "random", "--distractors", "0")
-MATCHED = (25, 50, 100, 200, 400, 800)
-ACTING = (0, 50)
-"""Steps at which the policy also acts in closed loop, besides the last."""
+EXPERIMENTS = ("grids", "rates", "demos", "frozen")
+MATCHED = (25, 50, 100, 200, 400)
 FIRST_SEED = 3_000_000
-EPISODES = 200
+EPISODES = 100
 
 LORA = {"lora.train_whole": "[spatial_embed_tokens, position_embedding_3d, vision_tower]"}
 TABLE_FROZEN = {"lora.train_whole": "[position_embedding_3d, vision_tower]"}
@@ -92,57 +92,64 @@ class Run:
 
 
 def all_runs(experiments: list[str]) -> list[Run]:
-    """Every run, the most wanted first."""
+    """The runs of these experiments, in order."""
+    makers = {
+        "grids": lambda: _grids("trained", LORA),
+        "frozen": lambda: _grids("frozen", TABLE_FROZEN),
+        "rates": _rates,
+        "demos": _demos,
+    }
+    return [run for name in experiments for run in makers[name]()]
+
+
+def _grids(table: str, trained: dict[str, str]) -> list[Run]:
     runs = []
-    if "grids" in experiments:
-        for table, trained in (("trained", LORA), ("frozen", TABLE_FROZEN)):
-            for seed in (0, 1, 2):
-                arms = [
-                    (arm, kind, {"grid.fit": kind, **how})
-                    for kind in ("gaussian", "uniform")
-                    for arm, how in GRIDS.items()
-                ]
-                arms.append(("old grid", "kept", {}))
-                for arm, kind, how in arms:
-                    about = {"grid": kind, "table": table, "demonstrations": 200}
-                    runs.append(Run("grids", arm, {**trained, **how}, seed, 800, about))
-    if "rates" in experiments:
-        for arm, trained, rates in (
-            ("LoRA", LORA, ("2.0e-4", "5.0e-4", "1.5e-3")),
-            ("full", FULL, ("1.0e-4", "5.0e-4", "1.5e-3")),
-            ("spatial only", SPATIAL, ("5.0e-4", "1.5e-3", "5.0e-3")),
-        ):
-            for rate in rates:
-                for demos in (10, 200):
-                    about = {"demonstrations": demos, "rate": rate}
-                    runs.append(
-                        Run("rates", arm, {**trained, **_demos(demos, rate)}, 9, 400, about)
-                    )
-    if "demos" in experiments:
-        for seed in (0, 1):
-            for demos in (200, 10):
-                for arm, trained in (("LoRA", LORA), ("full", FULL), ("spatial only", SPATIAL)):
-                    rate = RATES[arm, demos]
-                    about = {"demonstrations": demos, "rate": rate}
-                    runs.append(
-                        Run("demos", arm, {**trained, **_demos(demos, rate)}, seed, 400, about)
-                    )
+    for seed in (0, 1, 2):
+        arms = [
+            (arm, kind, {"grid.fit": kind, **how})
+            for kind in ("gaussian", "uniform")
+            for arm, how in GRIDS.items()
+        ]
+        arms.append(("old grid", "kept", {}))
+        for arm, kind, how in arms:
+            about = {"grid": kind, "table": table, "demonstrations": 200}
+            runs.append(Run("grids", arm, {**trained, **how}, seed, 400, about))
     return runs
 
 
-RATES = {
-    ("LoRA", 10): "5.0e-4",
-    ("LoRA", 200): "5.0e-4",
-    ("full", 10): "5.0e-4",
-    ("full", 200): "5.0e-4",
-    ("spatial only", 10): "1.5e-3",
-    ("spatial only", 200): "1.5e-3",
-}
-"""What `rates` found best (docs/log.md)."""
+def _rates() -> list[Run]:
+    rates = {"full": ("1.0e-4", "5.0e-4", "1.5e-3"), "spatial only": ("5.0e-4", "1.5e-3", "5.0e-3")}
+    return [
+        Run("rates", arm, _what(arm, 200, rate), 9, 200, {"demonstrations": 200, "rate": rate})
+        for arm in rates
+        for rate in rates[arm]
+    ]
 
 
-def _demos(count: int, rate: str) -> dict[str, str]:
+def _demos() -> list[Run]:
+    return [
+        Run(
+            "demos",
+            arm,
+            _what(arm, count, rate),
+            seed,
+            400,
+            {"demonstrations": count, "rate": rate},
+        )
+        for seed in (0, 1)
+        for count in (200, 10)
+        for arm, rate in RATES.items()
+    ]
+
+
+TRAINED = {"LoRA": LORA, "full": FULL, "spatial only": SPATIAL}
+RATES = {"LoRA": "5.0e-4", "full": "5.0e-4", "spatial only": "1.5e-3"}
+"""What `rates` found best; LoRA's is the quickstart's (docs/log.md)."""
+
+
+def _what(arm: str, count: int, rate: str) -> dict[str, str]:
     return {
+        **TRAINED[arm],
         "grid.fit": "gaussian",
         "data.datasets.0.episodes": str(count),
         "train.learning_rate": rate,
@@ -211,7 +218,7 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
         model = built.spatialvla.eval()
         point = {"step": step, **measure_open_loop(model, built.processor, data, key)}
-        if run.experiment == "grids" and step in ACTING and (step or not run.seed):
+        if run.experiment == "grids" and step + run.seed == 0:  # the same for every seed
             point["closed_loop"] = measure_closed_loop(model, built.processor, key)
         curve.append(point)
         built.model.train()
@@ -357,13 +364,13 @@ def main() -> None:
     """Do what is left to do."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--folder", type=Path, required=True, help="where data and runs are kept")
-    parser.add_argument("--experiments", nargs="+", default=["grids", "demos"])
+    parser.add_argument("--experiments", nargs="+", default=list(EXPERIMENTS), choices=EXPERIMENTS)
     parser.add_argument("--part", default="1/1", help="this process's share of the runs, e.g. 1/2")
     parser.add_argument("--collect", type=Path, help="only write the finished runs' lines here")
     given = parser.parse_args()
     folder = given.folder.resolve()
     if given.collect is not None:
-        runs = all_runs(["grids", "rates", "demos"])
+        runs = all_runs(list(EXPERIMENTS))
         print(f"{collect(folder, given.collect, runs)} of {len(runs)} runs in {given.collect}")
         return
     prepare(folder)

@@ -92,7 +92,7 @@ def fit(
     Example: spatialvla-ft grids fit data/my_robot/1.0.0 --out grid.json --plot grid.png
     """
     from spatialvla_ft.actions.grid_io import save_grid
-    from spatialvla_ft.cli.grids_input import read_actions, read_mixture
+    from spatialvla_ft.cli.grids_input import read_actions, read_bins, read_mixture
     from spatialvla_ft.cli.scanning import check_workers
 
     try:
@@ -116,7 +116,7 @@ def fit(
                 zero_bin=zero_bin,
                 quiet=as_json,
             )
-        counts = None if bins is None else _counts(bins)
+        counts = None if bins is None else read_bins(bins)
         grid = _fit(given, kind.value, counts, min_sigma, zero_bin, decoding.value)
         report = _report(grid, given)
         if plot is not None:
@@ -133,15 +133,6 @@ def fit(
         typer.echo(json.dumps(report))
     else:
         _show(report, given)
-
-
-def _counts(bins: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(n) for n in bins.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--bins is {bins!r}; give whole numbers with commas, e.g. 16,32,8,16,16,16,2"
-        ) from None
 
 
 def _fit(

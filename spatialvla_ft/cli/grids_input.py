@@ -1,4 +1,4 @@
-"""Normalised actions for `grids fit` and `grids plot`: a dataset's, a mixture's or a file's."""
+"""What `grids` commands are given: normalised actions, Gaussian fits, numbers of bins."""
 
 from __future__ import annotations
 
@@ -156,6 +156,16 @@ def read_gaussians(source: Path, name: str | None = None) -> dict[str, dict[str,
         what = "holds several fits" if name is None else f"has no fit called {name!r}"
         raise ValueError(f"{source} {what}; name one of {sorted(fits)} (--gaussians-of)")
     return fits[name]
+
+
+def read_bins(bins: str) -> tuple[int, ...]:
+    """Counts from the value of --bins, e.g. "16,32,8,16,16,16,2"."""
+    try:
+        return tuple(int(n) for n in bins.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--bins is {bins!r}; give whole numbers with commas, e.g. 16,32,8,16,16,16,2"
+        ) from None
 
 
 def _from_file(source: Path) -> NDArray[np.float64]:

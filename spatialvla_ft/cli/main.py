@@ -20,6 +20,7 @@ from spatialvla_ft.cli import (
     grids_compare,
     grids_fit,
     grids_plot,
+    grids_resize,
     init_base,
     plan_memory,
     push,
@@ -33,7 +34,7 @@ app = typer.Typer(
     help="Fine-tune, evaluate and ship spatial vision-language-action models for robots.",
 )
 data = typer.Typer(no_args_is_help=True, help="Record, index and look at demonstrations.")
-grids = typer.Typer(no_args_is_help=True, help="Fit and look at adaptive action grids.")
+grids = typer.Typer(no_args_is_help=True, help="Fit, look at and change adaptive action grids.")
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a policy, open loop and closed loop.")
 app.add_typer(data, name="data")
 app.command("quickstart")(quickstart.quickstart)
@@ -53,6 +54,7 @@ app.add_typer(grids, name="grids")
 grids.command("fit")(grids_fit.fit)
 grids.command("plot")(grids_plot.plot)
 grids.command("compare")(grids_compare.compare)
+grids.command("resize")(grids_resize.resize)
 app.add_typer(evaluate, name="eval")
 evaluate.command("open-loop")(eval_open_loop.open_loop)
 evaluate.command("sim")(eval_sim.sim)
