@@ -118,7 +118,10 @@ def _grids(table: str, trained: dict[str, str]) -> list[Run]:
 
 
 def _rates() -> list[Run]:
-    rates = {"full": ("1.0e-4", "5.0e-4", "1.5e-3"), "spatial only": ("5.0e-4", "1.5e-3", "5.0e-3")}
+    rates = {
+        "full": ("1.0e-4", "5.0e-4", "1.5e-3"),
+        "spatial only": ("1.0e-4", "5.0e-4", "1.5e-3", "5.0e-3"),
+    }
     return [
         Run("rates", arm, _what(arm, 200, rate), 9, 200, {"demonstrations": 200, "rate": rate})
         for arm in rates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from ..actions.grid import ActionGrid
 from ..actions.rebin import rebin
+from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.lora import adapt_to_grid, is_adapter, load_policy_model
 from ..models.outputs import Outputs, run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
@@ -103,18 +106,19 @@ def resize_checkpoint(
     new = _new_grid(old, grid, bins)
     model, processor = load_policy_model(folder, dtype=dtype)
     inputs = random_inputs(processor, model.config, count=samples)
-    before = _actions(processor, run_model(model, inputs.tensors))
+    tensors = _with_depth(inputs.tensors, model.config)
+    before = _actions(processor, model.predict_action(tensors))
     adapt_to_grid(model, old, new)
     processor.set_grid(new)
-    outputs = run_model(model, inputs.tensors)
-    change = np.abs(_actions(processor, outputs) - before)
+    outputs = run_model(model, tensors)
+    change = np.abs(_actions(processor, outputs.ids) - before)
     tied = model.config.tie_action_head
     with appears_whole(out) as scratch:
         write_layout(model, processor, scratch)
         even_modes(scratch)
         parameters = sum(p.numel() for p in model.parameters())
         del model
-        _check(scratch, dtype, new, inputs.tensors, outputs)
+        _check(scratch, dtype, new, tensors, outputs)
     return Resized(
         out=out,
         source=folder,
@@ -160,17 +164,26 @@ def _new_grid(old: ActionGrid, grid: ActionGrid | None, bins: Sequence[int] | No
     return grid
 
 
-def _actions(processor: SpatialVLAProcessor, outputs: Outputs) -> np.ndarray:
+def _with_depth(tensors: dict[str, Tensor], config: SpatialVLAConfig) -> dict[str, Tensor]:
+    """Prompts that bring depth along: estimating it has no part in what a grid changes."""
+    if not config.use_vision_zoe or "depth" in tensors:
+        return tensors
+    pixels = tensors["pixel_values"]
+    shape = (*pixels.shape[:-3], *pixels.shape[-2:])
+    return {**tensors, "depth": torch.linspace(0.3, 1.5, math.prod(shape)).reshape(shape)}
+
+
+def _actions(processor: SpatialVLAProcessor, ids: Tensor) -> np.ndarray:
     """(n, dim) normalised."""
-    relative = outputs.ids.cpu().numpy().reshape(-1, processor.grid.tokens)
-    return np.asarray(processor.action_tokenizer.decode(relative), np.float64)
+    absolute = ids.cpu().numpy().reshape(-1, processor.grid.tokens)
+    return np.asarray(processor.action_tokenizer.decode(absolute), np.float64)
 
 
 def _check(
     folder: Path,
     dtype: torch.dtype,
     grid: ActionGrid,
-    inputs: dict[str, torch.Tensor],
+    inputs: dict[str, Tensor],
     expected: Outputs,
 ) -> None:
     """ValueError unless the written folder holds the grid and answers like the model in memory."""
