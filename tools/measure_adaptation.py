@@ -47,7 +47,7 @@ from spatialvla_ft.training.recipe import load_recipe
 ROOT = Path(__file__).resolve().parents[1]
 SIMULATION = ("--camera-mode", "random", "--distractors", "0")
 EXPERIMENTS = ("grids", "rates", "demos", "frozen")
-MATCHED = (25, 50, 100, 200, 400)
+MATCHED = {"grids": (25, 50, 100, 200, 400), "rates": (50, 100, 200), "demos": (100, 400)}
 FIRST_SEED = 3_000_000
 EPISODES = 100
 
@@ -146,7 +146,7 @@ def _demos() -> list[Run]:
 
 
 TRAINED = {"LoRA": LORA, "full": FULL, "spatial only": SPATIAL}
-RATES = {"LoRA": "5.0e-4", "full": "5.0e-4", "spatial only": "1.5e-3"}
+RATES = {"LoRA": "5.0e-4", "full": "5.0e-4", "spatial only": "5.0e-4"}
 """What `rates` found best; LoRA's is the quickstart's (docs/log.md)."""
 
 
@@ -216,7 +216,7 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
 
     def measure(step: int, _: dict[str, float] | None = None) -> None:
         nonlocal measuring
-        if step and step not in MATCHED:
+        if step and step not in MATCHED[run.experiment]:
             return
         began = time.perf_counter()
         model = built.spatialvla.eval()

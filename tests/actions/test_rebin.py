@@ -35,6 +35,13 @@ def scipy_edges(axis, low, high, n):
     return frozen.ppf(np.linspace(0, 1, n + 1)), frozen
 
 
+def mean_between(frozen, low, high):
+    """By the trapezoid rule."""
+    x = np.linspace(low, high, 20_001)
+    weight = frozen.pdf(x)
+    return np.trapezoid(x * weight, x) / np.trapezoid(weight, x)
+
+
 def test_edges_give_their_gaussian_away(grid):
     for axis in AXES:
         mu, sigma = gaussian_of_edges(grid.edges[axis], axis=axis)
@@ -50,7 +57,7 @@ def test_new_bins_have_equal_probability_and_mean_of_the_same_gaussian(grid):
         edges = new.edges[axis]
         expected, frozen = scipy_edges(axis, edges[0], edges[-1], len(edges) - 1)
         np.testing.assert_allclose(edges, expected, atol=1e-6)
-        means = [frozen.expect(lb=a, ub=b, conditional=True) for a, b in pairwise(edges)]
+        means = [mean_between(frozen, *pair) for pair in pairwise(edges)]
         np.testing.assert_allclose(new.means[axis], means, atol=1e-5)
 
 

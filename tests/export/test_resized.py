@@ -188,14 +188,14 @@ def test_refusals(base, run, tmp_path):
         resize_checkpoint(base, out, bins=BINS)
 
 
-@pytest.mark.parametrize("what", ["weights", "grid"])
+@pytest.mark.parametrize("what", ["weights", "weights, a little", "grid"])
 def test_a_folder_that_answers_otherwise_does_not_appear(base, tmp_path, monkeypatch, what):
     write = resized.write_layout
 
     def spoilt(model, processor, folder):
-        if what == "weights":
+        if what != "grid":
             with torch.no_grad():
-                model.spatial_embed_tokens.weight.add_(0.05)
+                model.spatial_embed_tokens.weight.mul_(1.2 if what == "weights" else 1 + 1e-5)
         else:
             processor.set_grid(ActionGrid.uniform(bins=processor.grid.bins, decoding="midpoint"))
         write(model, processor, folder)
