@@ -3,9 +3,10 @@
 - `parity`: the pixels of the released training pipeline. Lanczos to the square, then the crop out
   of that square by bilinear interpolation between the centres of its first and last pixels, which
   is what TensorFlow's crop_and_resize does.
-- `fast`: whole pixels are cut out of the recorded picture and resized once, by torchvision's
-  bicubic filter on bytes. It is the bicubic filter of the processor but for a level in 0.5 % of the
-  values of a picture of noise, so that training and inference see the same kernel. The default.
+- `fast`: whole pixels are cut out of the recorded picture and resized once, by torch's bicubic
+  filter on bytes, which is torchvision's too. It is the bicubic filter of the processor but for a
+  level in 0.5 % of the values of a picture of noise, so that training and inference see the same
+  kernel. The default.
 
 Each way says which part of the picture the result really shows; K and depth are computed from that.
 """
@@ -109,7 +110,7 @@ def fitted_intrinsics(
     K: Float64[np.ndarray, "3 3"], width: int, height: int, shown: Region, size: int
 ) -> Float64[np.ndarray, "3 3"]:
     """K of the square that shows a region of a `width` x `height` picture."""
-    cut = crop_intrinsics(K, shown.left * width, shown.top * height)
+    cut = K if shown == WHOLE else crop_intrinsics(K, shown.left * width, shown.top * height)
     return scale_intrinsics(cut, size / (shown.width * width), size / (shown.height * height))
 
 
@@ -148,11 +149,14 @@ def resize_bicubic(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.nda
         return np.ascontiguousarray(image)
     # Imported on use: datasets are also written by processes that hold TensorFlow, not torch.
     import torch
-    from torchvision.transforms.v2.functional import InterpolationMode, resize_image
+    from torch.nn.functional import interpolate
 
-    planes = torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)[None]
-    square = resize_image(planes, [size, size], InterpolationMode.BICUBIC, antialias=True)
-    return np.ascontiguousarray(square[0].permute(1, 2, 0).numpy())
+    # With the batch's dimension in front, and the colours innermost in memory, torch's kernel for
+    # bytes reads the picture as it lies, and its square lies like that too.
+    whole = torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    planes = whole.unsqueeze(0).permute(0, 3, 1, 2)
+    square = interpolate(planes, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return np.ascontiguousarray(square.permute(0, 2, 3, 1)[0].numpy())
 
 
 def _parity(image: UInt8[np.ndarray, "H W 3"], size: int, region: Region) -> tuple[Pixels, Region]:

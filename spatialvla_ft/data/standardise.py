@@ -154,7 +154,10 @@ def _language(card: Card, columns: Mapping[str, Any]) -> list[str] | None:
         return [_codepoints(row) for row in values]
     if language.kind == "string_array":
         return [_text(row.ravel()[0]) if row.size else "" for row in values]
-    return [_text(row) for row in values.reshape(len(values))]
+    rows = values.reshape(len(values)).tolist()
+    # Most episodes have one instruction: one string in memory, not one per step.
+    texts = {row: _text(row) for row in set(rows)}
+    return [texts[row] for row in rows]
 
 
 def _text(value: Any) -> str:

@@ -36,7 +36,7 @@ class Box:
 
 def scale_intrinsics(K: K33, sx: float, sy: float) -> K33:
     """K after the image is stretched by `sx` and `sy`."""
-    return np.asarray(np.diag([sx, sy, 1.0]) @ K)
+    return np.asarray(K * np.array([[sx], [sy], [1.0]]))
 
 
 def crop_intrinsics(K: K33, left: float, top: float) -> K33:

@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from torchvision.transforms.v2.functional import InterpolationMode, resize_image
 
 from spatialvla_ft.actions.spaces import end_effector_delta
 from spatialvla_ft.data.image_path import (
@@ -236,3 +238,15 @@ def test_what_cannot_be_shown(seen, region, path, message):
         fit(seen.images["c"], 32, path, region)
     with pytest.raises(ValueError, match="area must be"):
         random_region(np.random.default_rng(0), 1.5)
+
+
+@pytest.mark.parametrize("shape", [(37, 61, 3), (640, 48, 3), (1, 7, 3), (SIZE + 1, SIZE, 3)])
+@pytest.mark.parametrize("cut", [slice(None), slice(1, None, 1), slice(0, -1, 2)])
+def test_fast_is_bit_for_bit_torchvisions_bicubic(shape, cut):
+    image = np.random.default_rng(7).integers(0, 256, shape, dtype=np.uint8)[:, cut]
+    image.setflags(write=False)
+    planes = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    wanted = resize_image(planes, [SIZE, SIZE], InterpolationMode.BICUBIC, antialias=True)
+    found = resize_bicubic(image, SIZE)
+    np.testing.assert_array_equal(found, wanted.permute(1, 2, 0).numpy())
+    assert found.flags.c_contiguous

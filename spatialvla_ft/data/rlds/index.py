@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.errors import DatasetError
@@ -27,6 +26,7 @@ from spatialvla_ft.data.rlds.info import (
     shard_table,
 )
 from spatialvla_ft.data.rlds.store import LocalStore, Store, cache_folder, open_store
+from spatialvla_ft.data.rlds.table import Table
 from spatialvla_ft.data.rlds.values import from_arrow
 
 INDEX_DIR = "frame_index"
@@ -197,7 +197,7 @@ class FrameIndex:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("_steps", "_episodes", "_step_starts", "episode_lengths")
+        mapped = ("_steps", "_episodes")
         return {k: v for k, v in self.__dict__.items() if k not in mapped} | {"_pid": -1}
 
     def _check_fresh(self, meta: dict[str, Any]) -> None:
@@ -222,24 +222,23 @@ class FrameIndex:
         """Map the tables and forget files opened by another process."""
         if self._pid == os.getpid():
             return
-        self._steps = _Batches(self.path / build.STEPS)
-        self._episodes = _Batches(self.path / build.EPISODES)
+        self._steps = Table(self.path / build.STEPS)
+        self._episodes = Table(self.path / build.EPISODES)
         if (self.path / build.META).read_text() != self._meta_text:
             raise DatasetError(
                 f"the index {self.path} was built anew after it had been opened; open it again"
             )
         self._pid = os.getpid()
 
-    @cached_property
+    @property
     def episode_lengths(self) -> NDArray[np.int64]:
-        """(num_episodes,) steps of every episode."""
+        """(num_episodes,) steps of every episode; read from the mapped file each time."""
         self._open()
-        return self._episodes.whole("@num_steps")
+        return self._episodes.numbers("@num_steps")
 
     def _of(self, episode: int, what: str) -> int:
         """`shard`, `offset`, `first_step` or `num_steps` of an episode, from the mapped file."""
-        batch, row = self._episodes.locate(episode)
-        return int(batch.column(f"@{what}")[row].as_py())
+        return self._episodes.number(episode, f"@{what}")
 
     def leaf(self, key: str) -> Leaf:
         """The feature called `key`; DatasetError with the names there are."""
@@ -278,10 +277,11 @@ class FrameIndex:
             table, row = self._steps, self._of(episode, "first_step") + step
         else:
             table, row = self._episodes, episode
+        names = leaf.path + col.OFFSET, leaf.path + col.LENGTH
+        if not leaf.ragged:
+            return self._read(episode, *(table.number(row, name) for name in names))
         batch, local = table.locate(row)
-        offset = batch.column(leaf.path + col.OFFSET)[local].as_py()
-        size = batch.column(leaf.path + col.LENGTH)[local].as_py()
-        return self._read(episode, offset, size)
+        return self._read(episode, *(batch.column(name)[local].as_py() for name in names))
 
     def _read(self, episode: int, offset: Any, size: Any) -> Any:
         if isinstance(offset, list):
@@ -326,7 +326,7 @@ class FrameIndex:
         first = self._of(episode, "first_step")
         return self._rows(leaf, self._steps, first + step, 1)[0]
 
-    def _rows(self, leaf: Leaf, table: _Batches, row: int, count: int) -> Any:
+    def _rows(self, leaf: Leaf, table: Table, row: int, count: int) -> Any:
         if leaf.kind == "image":
             raise DatasetError(
                 f"{leaf.path!r} of {self.name} is an image; read it with image_bytes()"
@@ -359,31 +359,3 @@ class FrameIndex:
             raise IndexError(
                 f"step {step} of episode {episode} of {self.name}: it has {length} steps"
             )
-
-
-class _Batches:
-    """Record batches of a memory-mapped Arrow file, found by row."""
-
-    def __init__(self, path: Path) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._cache: dict[int, pa.RecordBatch] = {}
-        count = self._reader.num_record_batches
-        self.starts = np.zeros(count + 1, np.int64)
-        for i in range(count):
-            self.starts[i + 1] = self.starts[i] + self.batch(i).num_rows
-
-    def batch(self, i: int) -> pa.RecordBatch:
-        if i not in self._cache:
-            self._cache[i] = self._reader.get_batch(i)
-        return self._cache[i]
-
-    def whole(self, column: str) -> NDArray[np.int64]:
-        """A column of whole numbers over all batches."""
-        parts = [self.batch(i).column(column).to_numpy() for i in range(len(self.starts) - 1)]
-        return np.concatenate(parts)
-
-    def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """(batch, row in it) of a row of the whole table."""
-        i = int(np.searchsorted(self.starts, row, side="right")) - 1
-        i = min(i, len(self.starts) - 2)
-        return self.batch(i), row - int(self.starts[i])

@@ -20,8 +20,7 @@ def from_arrow(leaf: Leaf, columns: dict[str, pa.Array]) -> Any:
     if leaf.ragged:
         inner = {name: column.flatten() for name, column in columns.items()}
         values = _unlist(leaf, inner, leaf.ragged - 1)
-        offsets = array.offsets.to_numpy() - array.offsets[0].as_py()
-        return [values[a:b] for a, b in pairwise(offsets.tolist())]
+        return [values[a:b] for a, b in pairwise(_offsets(array))]
     return _unlist(leaf, columns, 0)
 
 
@@ -29,8 +28,7 @@ def _unlist(leaf: Leaf, columns: dict[str, pa.Array], ragged: int) -> Any:
     array = columns[leaf.path]
     if ragged:
         values = _unlist(leaf, {k: v.flatten() for k, v in columns.items()}, ragged - 1)
-        offsets = array.offsets.to_numpy() - array.offsets[0].as_py()
-        return [values[a:b] for a, b in pairwise(offsets.tolist())]
+        return [values[a:b] for a, b in pairwise(_offsets(array))]
     count = len(array)
     if leaf.encoded:
         shapes = columns.get(leaf.path + SHAPE)
@@ -48,13 +46,33 @@ def _unlist(leaf: Leaf, columns: dict[str, pa.Array], ragged: int) -> Any:
         flat = np.empty(len(array), object)
         flat[:] = array.to_pylist()
     else:
-        flat = array.to_numpy(zero_copy_only=False).view(leaf.dtype)
+        flat = _numbers(array, leaf.stored).view(leaf.dtype)
     shape = leaf.shape
     if leaf.width < 0:
         known = int(np.prod([size for size in shape if size >= 0]))
         varying = flat.size // max(1, count * known)
         shape = tuple(varying if size < 0 else size for size in shape)
     return flat.reshape(count, *shape)
+
+
+def _offsets(lists: pa.Array) -> list[int]:
+    """Where each list begins in the values of all, and where the last one ends."""
+    found = _numbers(lists.offsets, np.dtype(np.int64))
+    offsets: list[int] = (found - found[0]).tolist()
+    return offsets
+
+
+def _numbers(array: pa.Array, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The values of an array without gaps, in place: pyarrow's own way imports pandas."""
+    buffer = array.buffers()[1]
+    start, count = array.offset, len(array)
+    if buffer is None or not count:
+        return np.empty(0, dtype)
+    if dtype == np.bool_:
+        octets = np.frombuffer(buffer, np.uint8)[start // 8 : (start + count + 7) // 8]
+        bits = np.unpackbits(octets, bitorder="little")
+        return bits[start % 8 :][:count].view(np.bool_)
+    return np.frombuffer(buffer, dtype, count, start * dtype.itemsize)
 
 
 def _decode(blob: bytes, leaf: Leaf, shape: tuple[int, ...]) -> NDArray[Any]:
