@@ -11,6 +11,7 @@ from spatialvla_ft.cli import (
     data_depth,
     data_index,
     data_inspect,
+    data_push,
     data_record,
     data_stats,
     eval_open_loop,
@@ -48,6 +49,7 @@ data.command("record")(data_record.record)
 data.command("convert")(data_convert.convert)
 data.command("index")(data_index.index)
 data.command("inspect")(data_inspect.inspect)
+data.command("push")(data_push.push)
 data.command("stats")(data_stats.stats)
 data.command("depth")(data_depth.depth)
 app.add_typer(grids, name="grids")

@@ -39,6 +39,7 @@ def push(
     """
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # pushing through Xet is not tested
     from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.hub import hub_token
 
     with fail_with(ValueError, OSError):
         from spatialvla_ft.export.push_plan import plan_push
@@ -52,7 +53,7 @@ def push(
 
             done = send(
                 plan,
-                token=_token(token_file),
+                token=hub_token(token_file),
                 private=not public,
                 revision=revision,
                 message=message,
@@ -69,32 +70,17 @@ def push(
         typer.echo(f"{done.url} ({seen}), {done.revision} at {done.commit[:12]}: {what}{removed}")
 
 
-def _token(file: Path | None) -> str:
-    if file is not None:
-        token = file.read_text(encoding="utf-8").strip()
-        if not token or any(c.isspace() for c in token):
-            raise ValueError(f"--token-file {file} must hold one access token and nothing else")
-        return token
-    from huggingface_hub import get_token
-
-    stored = get_token()
-    if stored is None:
-        raise ValueError(
-            "not logged in to the Hub: run `hf auth login`, set HF_TOKEN, or pass --token-file "
-            "with a token that may write"
-        )
-    return stored
-
-
 def _show(plan: Any, public: bool, revision: str) -> None:
-    for file in plan.files:
-        typer.echo(f"{file.size:>15,}  {file.sha256[:16]}  {file.path}")
-    who = "public" if public else "private"
-    typer.echo(
-        f"{len(plan.files)} files, {plan.size:,} bytes, to {plan.repo_id} ({who}, {revision})"
+    from spatialvla_ft.cli.hub import list_files
+
+    list_files(
+        ((file.size, f"{file.sha256[:16]}  {file.path}") for file in plan.files),
+        plan.size,
+        plan.repo_id,
+        public=public,
+        revision=revision,
+        left_out=plan.left_out,
     )
-    if plan.left_out:
-        typer.echo(f"stays here: {', '.join(plan.left_out)}")
     if plan.verified is None:
         typer.echo("its stored answers were not compared (--skip-verify)")
     else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.hub_files import LARGEST, REPO_ID, SECRET
 from ..models.loading_report import absent_shards, broken_files
 from ..models.lora import BASE_FILE, ROWS_FILE, is_adapter
 from ..models.stored import STORED_FILE
@@ -27,11 +27,6 @@ CHECKPOINT_FILES = ("config.json", *ALWAYS)
 ADAPTER_FILES = (PEFT_CONFIG, WEIGHTS, BASE_FILE, ROWS_FILE, *ALWAYS)
 KINDS = (".json", ".safetensors", ".py", ".md", ".model", ".jinja", ".txt")
 """File endings that belong to an export, beside LICENSE and NOTICE; all else stays at home."""
-LARGEST = 50 * 10**9
-"""Bytes that the Hub takes in one file."""
-REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-SECRET = re.compile(rb"hf_[A-Za-z0-9]{30,}")
-"""What an access token of the Hub looks like."""
 
 
 class PushError(ValueError):

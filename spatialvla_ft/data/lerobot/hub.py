@@ -6,12 +6,11 @@ import re
 from pathlib import Path
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.lerobot.info import is_lerobot, read_info
+from spatialvla_ft.data.lerobot.info import is_lerobot
+from spatialvla_ft.data.lerobot.push_plan import PRIVATE_FILES, plan_dataset
 
 HUB = "hf://datasets/"
 _ADDRESS = re.compile(r"([\w.-]+/[\w.-]+)(?:@(\S+))?")
-PRIVATE_FILES = [".spatialvla_ft/*", ".cache/*", "*.lock", "*.incomplete"]
-"""What never leaves the folder."""
 
 
 def parse_address(address: str) -> tuple[str, str | None]:
@@ -63,39 +62,46 @@ def push_dataset(
     message: str = "Upload dataset",
     token: str | None = None,
 ) -> str:
-    """Publish a LeRobot dataset; returns the commit's id.
+    """Publish a LeRobot dataset in one commit; returns the commit's id.
 
-    The commit is tagged with the dataset's format version, since LeRobot looks for that tag.
+    What goes is what `plan_dataset` lists. The commit is tagged with the dataset's format version,
+    since LeRobot looks for that tag.
 
     Args:
         folder: the dataset.
         repo_id: OWNER/NAME; made if it does not exist.
-        private: whether only its owner sees a new repository; an old one stays as it is.
+        private: whether only its owner sees a new repository. One that is public already is written
+            to only with private=False; a private one stays private.
         revision: branch to write to, made if need be; the default branch if not given.
         message: of the commit.
         token: access token; the stored login if not given. It is never logged.
 
     Raises:
-        DatasetError: no LeRobot dataset, or the Hub refused or did not answer.
+        DatasetError: no complete LeRobot dataset, a public repository that was to be private, or
+            the Hub refused or did not answer.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
-    version = read_info(Path(folder)).version
+    plan = plan_dataset(folder, repo_id)
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        if private and not api.dataset_info(repo_id).private:
+            raise DatasetError(
+                f"{repo_id} is public, and so would be what is pushed: nothing was sent. Pass "
+                "--public (private=False) if that is meant, or make the repository private"
+            )
         if revision is not None:
             api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(file.path, str(file.source)) for file in plan.files],
+            commit_message=message,
             repo_type="dataset",
             revision=revision,
-            commit_message=message,
-            ignore_patterns=PRIVATE_FILES,
         )
         if revision is None:
-            _tag(api, repo_id, version, commit.oid)
+            _tag(api, repo_id, plan.version, commit.oid)
     except Exception as error:
         reason = _reason(error)
         if not _is_hub(reason):
@@ -104,9 +110,17 @@ def push_dataset(
         said = f"status {status}" if status else type(reason).__name__
         raise DatasetError(
             f"cannot publish {folder} as {repo_id} ({said}): check that you may write there "
-            "(hf auth login), and the network; a second try goes on where this one stopped"
+            "(hf auth login), and the network; a second try goes on where this one stopped, and "
+            "until then the repository shows all of an earlier push or nothing"
         ) from error
     return str(commit.oid)
+
+
+def is_private(repo_id: str, *, token: str | None = None) -> bool:
+    """Whether only its owner sees a dataset's repository."""
+    from huggingface_hub import HfApi
+
+    return bool(HfApi(token=token).dataset_info(repo_id).private)
 
 
 def _reason(error: Exception) -> Exception:

@@ -62,7 +62,9 @@ def test_a_second_push_moves_the_tag_and_sends_only_what_changed(hub, folder, tm
     other = tmp_path / "other"
     subprocess.run(["cp", "-r", str(folder), str(other)], check=True)
     (other / "note.txt").write_text("new")
-    commit = push_dataset(other, REPO, message="a note")
+    with pytest.raises(DatasetError, match="is public, and so would be what is pushed"):
+        push_dataset(other, REPO)
+    commit = push_dataset(other, REPO, private=False, message="a note")
     assert hub.count("PUT", "/lfs/") == sent
     assert stored(hub)["note.txt"] == b"new"
     assert hub.repo("dataset", REPO).tags["v3.0"] == commit
