@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.sample_dataset import SampleDataset
 

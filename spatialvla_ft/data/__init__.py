@@ -1,6 +1,7 @@
 """From demonstrations on disk to samples: index, cards, standard steps, sampling."""
 
-from spatialvla_ft.data.cards import Card, load_cards
+from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.cards import load_cards
 from spatialvla_ft.data.dataset import (
     LeRobotDataset,
     RldsDataset,

@@ -11,7 +11,8 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Int64
 
-from spatialvla_ft.data.cards import Card, load_cards
+from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.cards import load_cards
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.kinematics import ForwardKinematics
 from spatialvla_ft.data.lerobot.dataset import LeRobotDataset, open_lerobot

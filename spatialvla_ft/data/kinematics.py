@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from spatialvla_ft.actions.spaces import RawActions
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.poses import pose_difference
 from spatialvla_ft.data.standardise import Standardised

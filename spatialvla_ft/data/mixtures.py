@@ -20,8 +20,10 @@ import pydantic
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field
 
+from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.card_fields import Intrinsics
 from spatialvla_ft.data.card_yaml import Located, load_yaml
-from spatialvla_ft.data.cards import Card, Intrinsics, load_cards
+from spatialvla_ft.data.cards import load_cards
 from spatialvla_ft.data.dataset import CARD_FILE, SampleDataset, open_dataset
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.filters import Failed, NoOps, Validation, divide

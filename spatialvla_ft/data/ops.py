@@ -209,8 +209,14 @@ def parse_op(raw: Any) -> Op:
     if name == "clip":
         if not isinstance(value, list) or len(value) != 2:
             raise ValueError(f"op 'clip' takes [low, high], got {value!r}")
+        for item in value:
+            _check("clip", item)
+        if value[0] >= value[1]:
+            raise ValueError(f"op 'clip' takes [low, high] with low < high, got {value!r}")
         return Op(name, tuple(float(x) for x in value))
     _check(name, value)
+    if name == "zlib_float32" and not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"op 'zlib_float32' takes a number of columns, 1 or more, got {value!r}")
     return Op(name, (value,))
 
 

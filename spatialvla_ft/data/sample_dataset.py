@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions, end_effector_delta
 from spatialvla_ft.data.camera_matrix import camera_matrix
-from spatialvla_ft.data.cards import Card, Intrinsics
+from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.card_fields import Intrinsics
 from spatialvla_ft.data.content import content_key, kept_array
 from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.errors import DatasetError

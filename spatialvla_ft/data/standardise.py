@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from spatialvla_ft.actions.spaces import RawActions
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.poses import pose_difference, pose_matrices
 from spatialvla_ft.data.terms import Term

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 
 Value = TypeVar("Value")
 

@@ -66,7 +66,10 @@ def parse_term(raw: Any) -> Term:
         if not {"src"} <= raw.keys() <= {"src", "ops"}:
             raise ValueError(f"a term is a path or {{src, ops}}, got keys {sorted(raw)}")
         source = raw["src"]
-        ops = tuple(parse_op(op) for op in raw.get("ops", []))
+        listed = raw.get("ops", [])
+        if not isinstance(listed, list):
+            raise ValueError(f"ops is a list, got {listed!r}; write it in [ ]")
+        ops = tuple(parse_op(op) for op in listed)
     if not isinstance(source, str):
         raise ValueError(f"a term is a path or {{src, ops}}, got {raw!r}")
     if constant := _CONSTANT.fullmatch(source):

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden"
 CARDS = load_cards(ROOT / "data_mixtures/oxe_cards.yaml")
 CONFIGS = json.loads((GOLDEN / "oxe_all_cards.json").read_text())
+NUMBERS = np.load(GOLDEN / "oxe_all_cards.npz")
 ULPS = 5e-7
 """Angles of quaternions go through another arctangent than TensorFlow's."""
 
@@ -28,8 +29,7 @@ def byte_strings(packed):
 def recorded(dataset):
     """(raw columns, {action, proprio, language}) of each trajectory of a dataset."""
     prefix = CONFIGS[dataset]["numbers"] + "/"
-    with np.load(GOLDEN / "oxe_all_cards.npz") as file:
-        found = {key[len(prefix) :]: file[key] for key in file.files if key.startswith(prefix)}
+    found = {k[len(prefix) :]: NUMBERS[k] for k in NUMBERS.files if k.startswith(prefix)}
     found = {
         key.removesuffix("|bytes"): byte_strings(value) if key.endswith("|bytes") else value
         for key, value in found.items()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spatialvla_ft.data import DatasetError, Sample, build_index, holdout, load_cards, open_dataset
-from spatialvla_ft.data.cards import Intrinsics
+from spatialvla_ft.data.card_fields import Intrinsics
 
 
 def by_name(tfds_read, split="train"):

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from spatialvla_ft.data import DatasetError, load_cards, open_dataset, standardise
-from spatialvla_ft.data.cards import Swap
+from spatialvla_ft.data.card_fields import Swap
 from spatialvla_ft.data.ops import zlib_float32
 from spatialvla_ft.data.swaps import swap, swapped_slots
 

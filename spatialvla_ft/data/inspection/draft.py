@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from spatialvla_ft.data.cards import SCHEMA_VERSION, Card
+from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.cards import SCHEMA_VERSION
 from spatialvla_ft.data.inspection.gripper import convention
 from spatialvla_ft.data.inspection.opening import LeRobotSource
 from spatialvla_ft.data.inspection.pictures import guess_depth_scale

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.dataset import pick_card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.inspection import (

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.dataset import CARD_FILE, open_index, own_card, pick_card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.inspection.source import Field, Kind, RldsSource, Source

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.inspection.findings import Finding
 from spatialvla_ft.data.inspection.rotations import quaternion_starts
 from spatialvla_ft.data.inspection.series import Series

@@ -11,7 +11,8 @@ from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.camera_matrix import camera_matrix
-from spatialvla_ft.data.cards import Card, Intrinsics
+from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.card_fields import Intrinsics
 from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.inspection import pictures as rules
 from spatialvla_ft.data.inspection.findings import Finding

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.kinematics import ForwardKinematics
 from spatialvla_ft.data.lerobot.draft import draft_card

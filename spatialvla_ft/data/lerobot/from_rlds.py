@@ -10,8 +10,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.card_yaml import load_yaml
-from spatialvla_ft.data.cards import Card, with_defaults
+from spatialvla_ft.data.cards import with_defaults
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.lerobot.draft import DEPTH_SCALE

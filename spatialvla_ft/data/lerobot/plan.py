@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialvla_ft.data.cards import Card
+from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.lerobot.draft import depth_key, extrinsics_key, intrinsics_key
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING
