@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from spatialvla_ft.data.inspection import Inspection
 
+SHORT = 12
+"""Letters of a first column that is never broken, however narrow the terminal."""
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -108,8 +110,12 @@ def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> ob
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for i, heading in enumerate(head):
         number = all(row[i][:1] in "-0123456789" for row in rows if row[i])
+        short = max((len(row[i]) for row in rows), default=0) <= SHORT
         table.add_column(
-            heading, justify="right" if number else "left", overflow="fold", no_wrap=number
+            heading,
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number or (i == 0 and short),
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

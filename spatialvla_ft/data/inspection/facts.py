@@ -66,7 +66,7 @@ def cameras(seen: Inspection) -> Table:
     rows: list[tuple[str, ...]] = []
     for slot, view in seen.views.items():
         size = "none" if view.size is None else f"{view.size[0]} x {view.size[1]}"
-        angle = "missing"
+        angle = "no K"
         if view.K is not None and view.size is not None:
             angle = f"{field_of_view(view.K, view.size[0]):.0f} deg"
         depth = "none"
@@ -75,7 +75,7 @@ def cameras(seen: Inspection) -> Table:
         elif view.depth_key:
             depth = "unit unknown"
         rows.append((slot, view.key, size, angle, depth))
-    head = ("camera", "column", "pixels", "K, field of view", "depth, 1 % to 99 %")
+    head = ("camera", "column", "pixels", "field of view", "depth, 1 to 99 %")
     return "Cameras", head, rows
 
 
@@ -88,10 +88,15 @@ def actions(seen: Inspection) -> Table:
         values.std(axis=0),
     )  # fmt: skip
     rows = [
-        (name, unit if len(unit) < 5 else "", *(f"{column[i]:.3g}" for column in columns))
+        (f"{name}, {unit}" if len(unit) < 5 else name, *(_short(c[i]) for c in columns))
         for i, (name, unit) in enumerate(zip(seen.space.names, seen.space.units, strict=True))
     ]
-    return "Actions", ("dimension", "unit", "min", "q01", "mean", "q99", "max", "std"), rows
+    return "Actions", ("dimension", "min", "q01", "mean", "q99", "max", "std"), rows
+
+
+def _short(value: float) -> str:
+    """Three digits, two of what is tiny, so that a table fits into 80 columns."""
+    return f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.3g}"
 
 
 def grippers(seen: Inspection) -> Table:
