@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision  # noqa: F401  (part of the bare process)
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 SIZE, BATCH, HORIZON = 224, 32, 4
 
@@ -60,6 +60,16 @@ class Squares(Dataset[dict[str, Any]]):
         }
 
 
+def together(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of `Squares`."""
+    return {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "intrinsics": np.stack([sample["intrinsics"] for sample in samples]),
+        "action": np.stack([sample["action"] for sample in samples]),
+        "text": [sample["text"] for sample in samples],
+    }
+
+
 @cache
 def opened(folder: str) -> Any:
     """A dataset, indexed if it is not yet."""
@@ -83,23 +93,27 @@ class Endless:
 
 
 @cache
-def stream(folders: tuple[str, ...], path: str, workers: int) -> Any:
-    """An endless loader; its workers stay, as in training."""
-    datasets = [opened(folder) for folder in folders]
-    return iter(
-        DataLoader(
-            Squares(datasets, path),
-            batch_sampler=Endless(datasets),  # type: ignore[arg-type]
-            num_workers=workers,
-            prefetch_factor=2 if workers else None,
-        )
-    )
+def stream(folders: tuple[str, ...], path: str, workers: int) -> tuple[Iterator[Any], list[int]]:
+    """An endless loader that has begun, and its workers' processes; they stay, as in training."""
+    from spatialvla_ft.training.hand_over import Loader
+
+    squares = Squares([opened(folder) for folder in folders], path)
+    batches = Endless(squares.datasets)
+    before = set(_children())
+    found = iter(Loader(squares, batches, together, workers=workers, ahead=2))  # type: ignore[arg-type]
+    next(found)
+    return found, sorted(set(_children()) - before)
+
+
+def _children() -> list[int]:
+    pid = os.getpid()
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def read(request: dict[str, Any], bare: dict[str, float]) -> dict[str, float]:
     """One round of frames from a stream that is there already, or starts now."""
-    batches = stream(tuple(request["folders"]), request["path"], request["workers"])
-    pids = [os.getpid(), *(worker.pid for worker in getattr(batches, "_workers", []))]
+    batches, workers = stream(tuple(request["folders"]), request["path"], request["workers"])
+    pids = [os.getpid(), *workers]
     begin, cpu = time.perf_counter(), cpu_seconds(pids)
     frames, total = 0, 0
     while frames < request["frames"]:
@@ -107,7 +121,7 @@ def read(request: dict[str, Any], bare: dict[str, float]) -> dict[str, float]:
         frames += len(batch["image"])
         total += int(batch["image"][:, 0, 0, 0].sum())
     wall = time.perf_counter() - begin
-    if request["workers"]:
+    if workers:
         time.sleep(0.5)  # what is fetched ahead belongs to this round: the next begins with it
     return {
         "frames": frames,

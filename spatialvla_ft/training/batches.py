@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, Dataset
 
 from ..data.image_path import fit_step
 from ..data.reading import read_in_disk_order
 from ..data.sample import Sample
 from ..data.sampler import Sampler
+from .hand_over import Loader
 from .run import Run
 from .stopping import leave_to_main_process
 
@@ -70,17 +70,14 @@ def make_sampler(run: Run, world: int = 1, rank: int = 0) -> Sampler:
     )
 
 
-def make_loader(run: Run, sampler: Sampler, start: int, stop: int) -> DataLoader[Any]:
+def make_loader(run: Run, sampler: Sampler, start: int, stop: int) -> Loader:
     """Micro-batches `start` to `stop` of a rank, collated; the order is the sampler's."""
-    workers = run.recipe.data.workers
-    return DataLoader(
+    return Loader(
         Frames(run),
-        batch_sampler=StepBatches(sampler, start, stop),
-        collate_fn=run.collate,
-        num_workers=workers,
-        persistent_workers=False,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=leave_to_main_process,
+        StepBatches(sampler, start, stop),
+        run.collate,
+        workers=run.recipe.data.workers,
+        on_start=leave_to_main_process,
     )
 
 
