@@ -18,6 +18,7 @@ from ..data.lerobot.writer import LeRobotWriter
 from .child import Child
 from .data_frames import BATCH
 from .figures import Figure, Report
+from .video_frames import COPIES
 
 SIZES = ((480, 640), (224, 224))
 GOPS = (2, 250)
@@ -47,7 +48,7 @@ def bench_video(*, rounds: int) -> Report:
     report = Report(
         "video",
         {
-            "frames": EPISODES * STEPS,
+            "frames": f"{COPIES} times {EPISODES * STEPS}",
             "batch": BATCH,
             "cores": os.cpu_count(),
             "assumed need": f"{NEEDED} samples/s",
@@ -61,6 +62,10 @@ def bench_video(*, rounds: int) -> Report:
                 for gop in GOPS:
                     name = f"{codec} {width} x {height}, key every {gop}"
                     folders[name] = (_write(Path(root), frames, codec, gop), gop)
+        for name, (folder, _) in folders.items():
+            size = sum(path.stat().st_size for path in folder.rglob("*.mp4")) / 1024
+            each = size / (EPISODES * STEPS)
+            report.add(f"{name}, size", each, "KiB", "of the file, per frame")
         _side_by_side(report, folders, rounds)
     report.notes += [
         "one camera, decoded, squashed to 224; the order is random over the dataset, a batch is "

@@ -25,6 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.reading import read_in_disk_order
 from .data_frames import BATCH, SIZE, Endless, cpu_seconds
 
+COPIES = 16
+"""Times that a dataset is opened: from a small one alone, a batch would find its groups of frames
+shared far more often than from a real one."""
 AHEAD = 2
 """Batches that a worker fetches ahead."""
 
@@ -32,14 +35,15 @@ AHEAD = 2
 class Squares(Dataset[dict[str, Any]]):
     """(dataset, frame) to a picture of the model's size with its action chunk, as in training."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, datasets: list[Any]) -> None:
+        self.datasets = datasets
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         """One frame, read, decoded and resized."""
         from spatialvla_ft.data.image_path import fit_step
 
-        sample = fit_step(self.dataset[place[1]], SIZE, "fast")
+        dataset, frame = place
+        sample = fit_step(self.datasets[dataset][frame], SIZE, "fast")
         return {
             "image": torch.from_numpy(np.require(sample.images["primary"], requirements="W")),
             "action": np.asarray(sample.actions),
@@ -51,15 +55,21 @@ class Squares(Dataset[dict[str, Any]]):
 
 
 @contextmanager
-def stream(folder: str, workers: int) -> Iterator[tuple[Any, list[int]]]:
-    """(an endless loader in its stride, its processes), which end with it."""
+def stream(folder: str, workers: int, pause: float) -> Iterator[tuple[Any, list[int]]]:
+    """(an endless loader in its stride, its processes), which end with it.
+
+    Args:
+        folder: of the dataset.
+        workers: processes that read.
+        pause: seconds of a pretended step.
+    """
     from spatialvla_ft.data.dataset import open_dataset
 
-    dataset = open_dataset(folder, card=None, horizon=4, depth=False)
+    datasets = [open_dataset(folder, card=None, horizon=4, depth=False) for _ in range(COPIES)]
     batches = iter(
         DataLoader(
-            Squares(dataset),
-            batch_sampler=Endless([dataset]),  # type: ignore[arg-type]
+            Squares(datasets),
+            batch_sampler=Endless(datasets),  # type: ignore[arg-type]
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
         )
@@ -67,6 +77,7 @@ def stream(folder: str, workers: int) -> Iterator[tuple[Any, list[int]]]:
     # The first of every worker pay for its start, those fetched ahead would count as free.
     for _ in range(max(1, AHEAD * workers)):
         next(batches)
+        time.sleep(pause)
     processes = getattr(batches, "_workers", [])
     try:
         yield batches, [os.getpid(), *(process.pid for process in processes)]
@@ -77,14 +88,14 @@ def stream(folder: str, workers: int) -> Iterator[tuple[Any, list[int]]]:
 
 def read(request: dict[str, Any]) -> dict[str, float]:
     """Some batches, each followed by a step that takes its time and no processor."""
-    with stream(request["folder"], request["workers"]) as (batches, pids):
+    pause = BATCH / request["rate"] if request["rate"] else 0.0
+    with stream(request["folder"], request["workers"], pause) as (batches, pids):
         begin, cpu, waited, samples = time.perf_counter(), cpu_seconds(pids), 0.0, 0
         for _ in range(request["batches"]):
             asked = time.perf_counter()
             samples += len(next(batches)["image"])
             waited += time.perf_counter() - asked
-            if request["rate"] is not None:
-                time.sleep(BATCH / request["rate"])
+            time.sleep(pause)
         wall = time.perf_counter() - begin
         used = cpu_seconds(pids) - cpu
     return {"samples": samples, "cpu": used, "wall": wall, "waited": waited / wall}

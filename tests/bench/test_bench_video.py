@@ -26,12 +26,12 @@ def test_it_reports_rate_cost_and_wait_of_every_combination(monkeypatch):
         for codec in ("av1", "h264")
         for workers in (0, 1)
         for what in ("rate", "cpu", "wait")
-    }
+    } | {f"{codec} 64 x 48, key every 2, size" for codec in ("av1", "h264")}
     for name, figure in figures.items():
         assert figure["value"] >= 0
         if name.endswith("wait"):
             assert figure["value"] <= 100
-    assert report["settings"]["frames"] == 40
+    assert report["settings"]["frames"] == "16 times 40"
 
 
 def test_the_files_have_the_key_frames_that_are_said(tmp_path):
