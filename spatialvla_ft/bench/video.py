@@ -24,8 +24,8 @@ SIZES = ((480, 640), (224, 224))
 GOPS = (2, 250)
 WORKERS = (0, 1, 2)
 EPISODES, STEPS, FPS = 4, 250, 30
-BATCHES = {2: 6, 250: 3}
-"""Per round; random frames of far key frames are slow."""
+BATCHES = {2: 8, 250: 8}
+"""Per round: more than two workers fetch ahead, so that these do not hide the wait."""
 NEEDED = 60
 """Samples per second that a step is assumed to take: LoRA of 4 B parameters on one large GPU is
 expected to take 20 to 60."""
