@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +16,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from spatialvla_ft.training.run import Run
+
+QUIET_SECONDS = 30
+"""Between two lines where nobody watches."""
 
 
 @contextmanager
@@ -27,68 +33,101 @@ def fail_with(*kinds: type[Exception]) -> Iterator[None]:
 
 
 class TrainingLog:
-    """Called by the loop with every logged step; keeps the last values of each metric."""
+    """Called by the loop with every logged step: one calm line, and the last of every metric.
 
-    def __init__(self, progress: Progress | None) -> None:
+    Where nobody watches (a file, a batch job), a line now and then takes the bar's place.
+    """
+
+    def __init__(self, progress: Progress | None, steps: int = 0) -> None:
         self.progress = progress
         self.task = None
+        self.steps = steps
         self.last: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self._told = 0.0
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
         """Advance the bar and show what matters."""
         self.last.update(values)
         if self.progress is None or self.task is None:
             return
-        last = self.last
-        text = f"loss {last['loss']:.3f}" if "loss" in last else ""
-        if "validation/loss" in last:
-            text += f"  held out {last['validation/loss']:.3f}"
-        text += f"  {last.get('samples_per_second', 0):.0f} samples/s"
-        text += f"  waiting for data {100 * last.get('data_wait_share', 0):.0f} %"
+        text = progress_words(self.last)
         self.progress.update(self.task, completed=step, text=text)
+        now = time.monotonic()
+        if not self.progress.console.is_terminal and now - self._told > QUIET_SECONDS:
+            self._told = now
+            print_line(self.progress.console, f"step {step:,} of {self.steps:,}  {text}")
+
+
+def progress_words(last: dict[str, float]) -> str:
+    """Loss, share of right tokens, held-out loss, rate and waiting, as far as they are known."""
+    right = [value for name, value in last.items() if name.startswith("accuracy/")]
+    parts = []
+    if "loss" in last:
+        parts.append(f"loss {last['loss']:.3f}")
+    if right:
+        parts.append(f"{100 * sum(right) / len(right):.0f} % right")
+    if "validation/loss" in last:
+        parts.append(f"held out {last['validation/loss']:.3f}")
+    if "samples_per_second" in last:
+        parts.append(f"{last['samples_per_second']:,.0f} samples/s")
+    if "data_wait_share" in last:
+        parts.append(f"{100 * last['data_wait_share']:.0f} % waiting for data")
+    return ", ".join(parts)
+
+
+def print_line(console: Console, line: str | Text) -> None:
+    """A line as it is: no markup, no colours of numbers, no breaks."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Warnings(logging.Handler):
+    """Shows what the package warns of above the progress, and keeps it for the summary."""
+
+    def __init__(self, console: Console | None, kept: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.console, self.kept = console, kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.kept:
+            self.kept.append(text)
+        if self.console is not None:
+            print_line(self.console, Text.assemble(("warning: ", "yellow"), text))
+
+
+@contextmanager
+def warnings_shown(console: Console | None, kept: list[str]) -> Iterator[None]:
+    """While it lasts, warnings of the package go to the console and into a list."""
+    handler, package = _Warnings(console, kept), logging.getLogger("spatialvla_ft")
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
 
 
 @contextmanager
 def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
-    """Say what is trained, then show progress; nothing when quiet."""
-    from spatialvla_ft.training.batches import epoch_words
-    from spatialvla_ft.training.global_batch import process_count
-    from spatialvla_ft.training.parameter_groups import groups_in_words, parameter_groups
-
-    if quiet:
-        yield TrainingLog(None)
+    """Show progress and warnings on the main process; nothing when quiet."""
+    if quiet or os.environ.get("RANK", "0") != "0":
+        log = TrainingLog(None)
+        with warnings_shown(None, log.warnings):
+            yield log
         return
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of the weights that are written at the end, in the middle of ours
     console = Console(stderr=True)
-    groups = parameter_groups(run.model)
-    total = sum(group.total for group in groups)
-    trained = sum(group.trained + group.adapters for group in groups)
-    frames = sum(len(dataset) for dataset in run.datasets)
-    console.print(
-        f"training {trained:,} parameters of a model of {total:,} on {frames:,} frames of "
-        f"{', '.join(dataset.name for dataset in run.datasets)}"
-    )
-    for line in groups_in_words(groups):
-        console.print(f"  {line}", highlight=False)
-    world, train = process_count(), run.recipe.train
-    console.print(
-        f"one step = {train.batch_size * train.gradient_accumulation * world:,} samples: "
-        f"{train.batch_size} at once x {train.gradient_accumulation} accumulated x {world} "
-        "process(es)",
-        highlight=False,
-    )
-    console.print(epoch_words(run, world), highlight=False, soft_wrap=True)
-    if run.recipe.lora is not None:
-        rank = run.recipe.lora.rank
-        alpha = rank if run.recipe.lora.alpha is None else run.recipe.lora.alpha
-        console.print(f"LoRA rank {rank}, alpha {alpha:g}: updates are scaled by {alpha / rank:g}")
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=console) as progress:
-        log = TrainingLog(progress)
-        log.task = progress.add_task("steps", total=run.recipe.train.steps, text="")
-        yield log
+        log = TrainingLog(progress, run.recipe.train.steps)
+        log.task = progress.add_task("training", total=run.recipe.train.steps, text="")
+        with warnings_shown(console, log.warnings):
+            yield log

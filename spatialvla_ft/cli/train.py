@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from spatialvla_ft.training.preflight import Preflight
+    from spatialvla_ft.training.run import Run
 
 
 def train(
@@ -17,6 +22,9 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over instead of resuming the output folder.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only the report before the first step; writes nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Train what a recipe describes, and continue where it stopped if it ran before.
@@ -24,9 +32,13 @@ def train(
     SIGTERM and SIGUSR1 end it after the step in progress: it writes a checkpoint, and the exit code
     is 75. Exit code 1 is an error, whose message says how to go on.
 
+    Before the first step it says what will be learnt and refuses what makes no sense; --check ends
+    there.
+
     Example: spatialvla-ft train recipes/quickstart_base.yaml train.steps=200 output=runs/try
     """
     from spatialvla_ft.cli.console import fail_with, training_progress
+    from spatialvla_ft.cli.train_summary import best_and_last, summary, validation_losses
 
     with fail_with(ValueError, FloatingPointError, OSError):
         from spatialvla_ft.training.recipe import load_recipe
@@ -34,8 +46,8 @@ def train(
         checked = load_recipe(recipe, overrides or [])
         from spatialvla_ft.training.output import finished, last_metrics
 
-        result = None if fresh else finished(checked)
-        already = result is not None
+        result = None if fresh or check else finished(checked)
+        already, warned = result is not None, []
         if already:
             last = last_metrics(Path(checked.output))
         else:
@@ -44,16 +56,27 @@ def train(
             from spatialvla_ft.training.stopping import EXIT_CODE, StoppedError
 
             run = build(checked)
+            report = _report(run, quiet=as_json, thorough=check)
+            if check:
+                if as_json:
+                    typer.echo(json.dumps(report.to_dict(), default=str))
+                elif not report.problems:
+                    typer.echo("This run makes sense; leave --check out to start it.")
+                raise typer.Exit(1 if report.problems else 0)
+            report.refuse()
             try:
                 with training_progress(run, quiet=as_json) as on_log:
-                    result = run_training(run, resume=not fresh, on_log=on_log)
+                    result = run_training(run, resume=not fresh, on_log=on_log, report=report)
             except StoppedError as stop:
                 typer.echo(str(stop), err=True)
                 raise typer.Exit(EXIT_CODE) from stop
             last = on_log.last
+            warned = list(dict.fromkeys([*report.warnings, *on_log.warnings]))
+    output = Path(checked.output)
     if as_json:
         told = {"result": str(result), "steps": checked.train.steps, "finished_before": already}
-        typer.echo(json.dumps({**told, **last}))
+        losses = best_and_last(validation_losses(output / "metrics.jsonl"))
+        typer.echo(json.dumps({**told, **last, **losses, "warnings": warned}))
         return
     if already:
         typer.echo(
@@ -61,4 +84,23 @@ def train(
             f"further, start a run with model.base={result}; to train it anew, add --fresh",
             err=True,
         )
-    typer.echo(f"{result}  (metrics: {Path(checked.output) / 'metrics.jsonl'})")
+    elif os.environ.get("RANK", "0") == "0":
+        dataset = "DATASET" if checked.data.datasets is None else str(checked.data.datasets[0].path)
+        kept = checked.train.result
+        for line in summary(output, result, checked.train.steps, kept, warned, dataset):
+            typer.echo(line, err=True)
+    typer.echo(f"{result}  (metrics: {output / 'metrics.jsonl'})")
+
+
+def _report(run: Run, *, quiet: bool, thorough: bool) -> Preflight:
+    """The report before the first step, shown by the main process unless quiet."""
+    from rich.console import Console
+
+    from spatialvla_ft.cli.planned_memory import planned_memory
+    from spatialvla_ft.cli.preflight_view import show_preflight
+    from spatialvla_ft.training.preflight import preflight
+
+    report = preflight(run, memory=planned_memory(run, always=thorough))
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        show_preflight(report, Console(stderr=not thorough, highlight=False), problems=thorough)
+    return report

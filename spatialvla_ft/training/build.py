@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..actions.grid import ActionGrid
@@ -51,13 +50,6 @@ def build(recipe: Recipe) -> Run:
     layout = _with_proprio(recipe, layout, datasets)
     overrides = {**recipe.model.overrides, **observation_fields(layout)}
     statistics = {dataset.name: dataset_statistics(dataset) for dataset in datasets}
-    for name, known in statistics.items():
-        if known.degenerate.any():
-            logger.warning(
-                "%s: dimensions %s move in under 2 %% of the steps; they become steps of -1 and 1",
-                name,
-                np.flatnonzero(known.degenerate).tolist(),
-            )
 
     known_grid = _known_grid(recipe)
     zero_bin = recipe.grid.zero_bin if known_grid is None else known_grid.zero_bin

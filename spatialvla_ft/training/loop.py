@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ from .identity import check_same_run, identity
 from .meters import Meter
 from .metrics import Totals, action_tokens
 from .optimisation import make_optimizer, make_scheduler
+from .preflight import FILE as PREFLIGHT
+from .preflight import Preflight, preflight
 from .recipe import RecipeError
 from .run import Run
 from .stopping import StoppedError, StopRequest, stop_requests
@@ -33,7 +36,13 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, dict[str, float]], None]
 
 
-def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> Path:
+def train(
+    run: Run,
+    *,
+    resume: bool = True,
+    on_log: Progress | None = None,
+    report: Preflight | None = None,
+) -> Path:
     """Train to the end of the recipe; returns the folder with the result.
 
     Args:
@@ -41,8 +50,10 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
         resume: continue from the newest sound checkpoint of the output folder, if there is one;
             otherwise an earlier run there is moved aside.
         on_log: called with (completed steps, metrics) on the main process.
+        report: of `preflight`; None makes it, and warns of what is suspicious.
 
     Raises:
+        PreflightError: the run makes no sense; every reason is listed.
         FloatingPointError: loss or gradient are not finite, or the loss has run away; the samples
             are named, and the optimiser was not moved.
         OutputError: something could not be written; the last checkpoint is named.
@@ -53,9 +64,15 @@ def train(run: Run, *, resume: bool = True, on_log: Progress | None = None) -> P
         return result
     if run.recipe.train.threads is not None:
         torch.set_num_threads(run.recipe.train.threads)
+    if report is None:
+        report = preflight(run)
+        for text in report.warnings:
+            logger.warning("%s", text)
+    report.refuse()
     loop = Loop(run, on_log)
     with loop.held:
         loop.begin(resume)
+        loop.keep_report(report)
         if run.depth is not None:
             _fill_depth(run, loop.accelerator)
         loop.run_steps()
@@ -112,6 +129,13 @@ class Loop:
             output.warn_of_space(self.folder, size, cfg.steps, self.keep)
         self.accelerator.init_trackers("spatialvla_ft")
         self.leave_damaged(damaged)
+
+    def keep_report(self, report: Preflight) -> None:
+        """The pre-flight report beside the recipe."""
+        if self.accelerator.is_main_process:
+            with checkpoints.writing("the pre-flight report", self.folder):
+                content = json.dumps(report.to_dict(), indent=2, default=str)
+                durable.write_text(self.output / PREFLIGHT, content + "\n")
 
     def take_output(self, resume: bool) -> None:
         """The output folder for this run alone; without resuming, an earlier run moves aside."""

@@ -1,0 +1,129 @@
+"""The report before the first step: what will be learnt, by what, and whether it makes sense.
+
+What makes a run senseless stops it, all of it at once; what is merely suspicious warns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .batches import epoch_words
+from .global_batch import process_count
+from .parameter_groups import ParameterGroup, parameter_groups
+from .preflight_data import DatasetFacts, dataset_facts
+from .preflight_samples import SampleFacts, first_samples
+from .recipe import RecipeError
+from .run import Run
+
+SHOWN = 3
+FILE = "preflight.json"
+
+
+class PreflightError(RecipeError):
+    """A run that makes no sense; the message lists every reason."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found before the first step.
+
+    Attributes:
+        datasets: what is learnt from.
+        samples: of the first batch; checked ones beyond the first few are left out.
+        groups: parameters of the model by part.
+        plan: precision, schedule, batch, LoRA, in words by name.
+        memory: planned bytes beside what there is, or None where nothing was planned.
+        problems: why the run must not start.
+        warnings: what is suspicious.
+        seconds: what looking took.
+    """
+
+    datasets: list[DatasetFacts]
+    samples: list[SampleFacts]
+    groups: list[ParameterGroup]
+    plan: dict[str, str]
+    memory: dict[str, Any] | None
+    problems: list[str]
+    warnings: list[str]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def refuse(self) -> None:
+        """PreflightError with every problem, if there is one."""
+        if self.problems:
+            raise PreflightError(
+                f"{len(self.problems)} problem(s) make this run senseless:\n"
+                + "\n".join(f"- {problem}" for problem in self.problems)
+            )
+
+
+def preflight(run: Run, *, memory: dict[str, Any] | None = None) -> Preflight:
+    """Look at a run before it starts; reads some episodes of each dataset and a few samples.
+
+    Args:
+        run: from `build`.
+        memory: {"planned", "available": bytes, "device": name}, if it was planned.
+    """
+    began = time.perf_counter()
+    datasets = [dataset_facts(run, i) for i in range(len(run.datasets))]
+    samples = first_samples(run, world=process_count())
+    problems = _each([*datasets, *samples], "problems")
+    warnings = _each([*datasets, *samples], "warnings")
+    groups = parameter_groups(run.model)
+    if not any(group.trained or group.adapters for group in groups):
+        problems.append("nothing is trained: every parameter stays as it is (train.only, freeze)")
+    if not run.heldout:
+        warnings.append(
+            "no episode is held out, so nothing will tell overfitting or collapse; set data.holdout"
+        )
+    if memory is not None and memory["planned"] > memory["available"]:
+        warnings.append(
+            f"{memory['planned'] / 2**30:.1f} GiB of tensors are planned, {memory['device']} has "
+            f"{memory['available'] / 2**30:.1f} GiB for them; `spatialvla-ft plan-memory` says "
+            "what would fit"
+        )
+    return Preflight(
+        datasets,
+        samples[:SHOWN],
+        groups,
+        _plan(run),
+        memory,
+        problems,
+        warnings,
+        time.perf_counter() - began,
+    )
+
+
+def _each(parts: Iterable[Any], what: str) -> list[str]:
+    return list(dict.fromkeys(text for part in parts for text in getattr(part, what)))
+
+
+def _plan(run: Run) -> dict[str, str]:
+    """The optimisation in words."""
+    recipe, train = run.recipe, run.recipe.train
+    world = process_count()
+    total = world * train.batch_size * train.gradient_accumulation
+    plan = {
+        "steps": f"{train.steps:,}, validation every {train.validate_every:,}, checkpoint every "
+        f"{train.save_every:,}",
+        "batch": f"{total:,} samples a step = {train.batch_size} at once x "
+        f"{train.gradient_accumulation} accumulated x {world} process(es)",
+        "epoch": epoch_words(run, world),
+        "learning rate": f"{train.learning_rate:g}, {train.schedule}, {train.warmup:.1%} warm-up",
+        "precision": train.precision
+        + (", activations recomputed" if train.activation_checkpointing else ""),
+        "gradient": f"clipped to a norm of {train.clip_norm:g}",
+    }
+    if recipe.lora is not None:
+        rank = recipe.lora.rank
+        alpha = rank if recipe.lora.alpha is None else recipe.lora.alpha
+        plan["LoRA"] = f"rank {rank}, alpha {alpha:g}: updates are scaled by {alpha / rank:g}"
+        if alpha / rank < 0.5:
+            plan["LoRA"] += " (weak: the robot may barely move)"
+    return plan
