@@ -10,7 +10,7 @@ import numpy as np
 
 from ..actions.normalise import ActionStatistics, normalise
 from ..actions.spaces import RawActions
-from ..data.cards import Intrinsics
+from ..data.card_fields import Intrinsics
 from ..data.sample_dataset import SampleDataset
 from .run import Run
 
