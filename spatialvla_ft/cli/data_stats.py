@@ -154,29 +154,45 @@ def _show(report: dict[str, Any], every_fit: bool) -> None:
 
 
 def _numbers(title: str, part: dict[str, Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from spatialvla_ft.data.inspection.facts import short_number
+
     found = part["statistics"]
-    table = Table(title=f"{title}: {found['count']} actions of {found['episodes']} episodes")
+    table = Table(
+        title=f"{title}: {found['count']} actions of {found['episodes']} episodes", box=SIMPLE_HEAD
+    )
     table.add_column("dimension", no_wrap=True)
-    for heading in (*FIELDS, "scaled", ""):
+    for heading in FIELDS:
         table.add_column(heading, justify="right", no_wrap=True)
+    notes = {name: _note(numbers) for name, numbers in found["dimensions"].items()}
+    # Below the table: a column of their own would not fit into 80 letters.
+    table.caption = "; ".join(f"{name}: {note}" for name, note in notes.items() if note)
     for name, numbers in found["dimensions"].items():
         unit = numbers["unit"]
         label = f"{name}, {unit}" if len(unit) < 5 else name
-        remark = "constant" if numbers["constant"] else ""
-        if numbers["degenerate"]:
-            remark = "q01 = q99"
-        values = [f"{numbers[field]:.3g}" for field in FIELDS]
-        table.add_row(label, *values, "yes" if numbers["normalised"] else "no", remark)
+        values = [short_number(numbers[field]) for field in FIELDS]
+        table.add_row(label, *values)
     return table
+
+
+def _note(numbers: dict[str, Any]) -> str:
+    """What is unusual about a dimension."""
+    if numbers["constant"]:
+        return "constant"
+    if numbers["degenerate"]:
+        return "q01 = q99"
+    return "" if numbers["normalised"] else "not normalised"
 
 
 def _fits(name: str, fits: dict[str, Any]) -> Any:
     """Gaussian and quantile fit of every axis, side by side."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"Fits of {name}, normalised (theta, phi in radians)")
+    title = f"Fits of {name}, normalised (theta, phi in radians)"
+    table = Table(title=title, box=SIMPLE_HEAD)
     for heading in ("axis", "mu", "sigma"):
         table.add_column(heading, justify="left" if heading == "axis" else "right", no_wrap=True)
     table.add_column("edges of bins with equal counts", overflow="fold")

@@ -88,13 +88,13 @@ def actions(seen: Inspection) -> Table:
         values.std(axis=0),
     )  # fmt: skip
     rows = [
-        (f"{name}, {unit}" if len(unit) < 5 else name, *(_short(c[i]) for c in columns))
+        (f"{name}, {unit}" if len(unit) < 5 else name, *(short_number(c[i]) for c in columns))
         for i, (name, unit) in enumerate(zip(seen.space.names, seen.space.units, strict=True))
     ]
     return "Actions", ("dimension", "min", "q01", "mean", "q99", "max", "std"), rows
 
 
-def _short(value: float) -> str:
+def short_number(value: float) -> str:
     """Three digits, two of what is tiny, so that a table fits into 80 columns."""
     return f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.3g}"
 
