@@ -142,7 +142,7 @@ def _by_size(report: Report, folder: Path, rounds: int) -> dict[int, dict[str, f
     """Cost of one dataset that grows; a fresh process each, so that memory is its own."""
     found = {}
     for times in SIZES:
-        grown = folder if times == 1 else _grow(folder, folder.parents[1] / f"x{times}", times)
+        grown = folder if times == 1 else grow(folder, folder.parents[1] / f"x{times}", times)
         found[times] = _measure(report, f"{times} x data", [grown], rounds)
     return found
 
@@ -151,7 +151,7 @@ def _by_number(report: Report, folder: Path, rounds: int) -> dict[int, dict[str,
     """Cost of a mixture of ever more datasets."""
     found = {}
     for number in MIXED:
-        copies = [_grow(folder, folder.parents[1] / f"mix{i}", 1) for i in range(number)]
+        copies = [grow(folder, folder.parents[1] / f"mix{i}", 1) for i in range(number)]
         found[number] = _measure(report, f"{number} datasets", copies, rounds)
     return found
 
@@ -201,7 +201,7 @@ def _figure(name: str, values: Sequence[float], unit: str, counts: str) -> Figur
     return Figure(name, median(values), unit, counts, min(values), max(values))
 
 
-def _grow(source: Path, target: Path, times: int) -> Path:
+def grow(source: Path, target: Path, times: int) -> Path:
     """A dataset whose shards are those of `source`, `times` over, as hard links."""
     directory = target / "frames" / "1.0.0"
     if directory.is_dir():

@@ -117,7 +117,7 @@ def test_a_grown_dataset_repeats_its_shards(tmp_path):
     (source / "dataset_info.json").write_text(json.dumps(info))
     for name in ("features.json", "card.yaml"):
         (source / name).write_text("{}")
-    grown = data._grow(source, tmp_path / "x", 3)
+    grown = data.grow(source, tmp_path / "x", 3)
     shards = sorted(grown.glob("*.tfrecord*"))
     assert [shard.read_bytes() for shard in shards] == [b"\0", b"\1"] * 3
     assert shards[5].name.endswith("-00005-of-00006")
