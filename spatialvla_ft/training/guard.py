@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from statistics import fmean, median
+from typing import Any
 
 from .sections import LossGuard
 
@@ -34,6 +35,15 @@ class Guard:
     def calm(self) -> bool:
         """Whether the last loss was an ordinary one, so that a checkpoint is a good one."""
         return self.high == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to remember, as JSON holds it."""
+        return {"history": list(self.history), "high": self.high}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what `state_dict` gave; a shorter window keeps the newest."""
+        self.history.extend(state["history"])
+        self.high = state["high"]
 
     def judge(self, losses: Sequence[Sequence[float]], norm: float) -> str | None:
         """What is wrong with the step, in words, or None.

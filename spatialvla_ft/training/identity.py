@@ -31,9 +31,6 @@ MAY_CHANGE = {
     "train.validate_samples",
     "train.trackers",
     "train.loss_guard",
-    "train.loss_guard.factor",
-    "train.loss_guard.steps",
-    "train.loss_guard.window",
 }
 """Fields of a recipe that a continued run may have otherwise."""
 
@@ -74,7 +71,7 @@ def global_batch(recipe: Recipe, world: int) -> int:
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """'name: old in the checkpoint, new now' of every field that differs."""
     lines = []
-    for name in sorted({*saved, *now}):
+    for name in dict.fromkeys([*saved, *now]):  # what the recipe says comes before what follows
         old, new = saved.get(name, "absent"), now.get(name, "absent")
         if not _same(old, new):
             lines.append(f"{name}: {old!r} in the checkpoint, {new!r} now")
@@ -112,7 +109,8 @@ def check_same_run(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
 def _may_change(name: str) -> bool:
     parts = name.split(".")
     of_dataset = parts[:2] == ["data", "datasets"] and parts[3:] == ["path"]
-    return name in MAY_CHANGE or of_dataset
+    beginnings = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+    return of_dataset or bool(beginnings & MAY_CHANGE)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

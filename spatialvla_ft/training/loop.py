@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -88,6 +89,7 @@ class Loop:
         self.output = Path(run.recipe.output)
         self.folder = self.output / "checkpoints"
         self.done = 0
+        self.memory: dict[str, Any] = {}
         self.held = ExitStack()
         keep = run.recipe.train
         self.keep = checkpoints.Keep(keep.keep_last, keep.keep_best, keep.keep_every)
@@ -118,7 +120,7 @@ class Loop:
             check_same_run(found, content["identity"], self.identity)
             plain = self.accelerator.unwrap_model(self.model)
             training_state.put(state, plain, self.optimizer, self.scheduler)
-            self.done = state.step
+            self.done, self.memory = state.step, content["memory"]
             logger.info("resuming from %s", found)
         if self.accelerator.is_main_process:
             with checkpoints.writing("the recipe and the metrics", self.folder):
@@ -172,6 +174,10 @@ class Loop:
         batches = iter(loader)
         validation = Validation(self.run, accelerator) if self.run.heldout else None
         self.guard = Guard(cfg.loss_guard)
+        if self.memory:
+            self.guard.load_state_dict(self.memory["guard"])
+            if validation is not None:
+                validation.watch.standing = self.memory.get("standing", {})
         meter = Meter(accelerator.device, cfg.precision, accelerator.num_processes)
         self.model.train()
         due = False
@@ -199,6 +205,7 @@ class Loop:
                     found = validation(accelerator.unwrap_model(self.model), self.done)
                     self.log(found)
                     loss = found["validation/loss"]
+                    self.memory["standing"] = validation.watch.standing
                     self.model.train()
                 stop, good = self.any_rank(request.reason is not None, self.is_good(loss))
                 due = due or good or self.done % cfg.save_every == 0
@@ -291,11 +298,12 @@ class Loop:
             with checkpoints.writing("the metrics", self.folder):
                 flush(self.accelerator.trackers)  # no step of the checkpoint may lack its metrics
             plain = self.accelerator.unwrap_model(self.model)
+            self.memory["guard"] = self.guard.state_dict()
             checkpoints.save(
                 self.folder,
                 training_state.take(self.done, plain, self.optimizer, self.scheduler),
                 keep=self.keep,
-                extra={"identity": self.identity},
+                extra={"identity": self.identity, "memory": self.memory},
                 validation=validation,
             )
 
