@@ -226,7 +226,8 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
         built.model.train()
         measuring += time.perf_counter() - began
 
-    measure(0)
+    if run.experiment != "demos":
+        measure(0)
     began, before = time.perf_counter(), measuring
     result = train(built, resume=False, on_log=measure)
     training = time.perf_counter() - began - (measuring - before)
