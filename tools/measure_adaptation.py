@@ -46,7 +46,7 @@ from spatialvla_ft.training.recipe import load_recipe
 ROOT = Path(__file__).resolve().parents[1]
 SIMULATION = ("--camera-mode", "random", "--distractors", "0")
 EXPERIMENTS = ("grids", "rates", "demos", "frozen")
-MATCHED = {"grids": (25, 50, 100, 200, 400), "rates": (50, 100, 200), "demos": (100, 400)}
+MATCHED = {"grids": (25, 50, 100, 200, 400), "rates": (50, 100, 200), "demos": (200,)}
 FIRST_SEED = 3_000_000
 EPISODES = 100
 
@@ -135,7 +135,7 @@ def _demos() -> list[Run]:
             arm,
             _what(arm, count, rate),
             seed,
-            400,
+            200,
             {"demonstrations": count, "rate": rate},
         )
         for seed in (0, 1)
@@ -301,7 +301,9 @@ def measure_closed_loop(model: Any, processor: Any, key: str) -> dict[str, Any]:
     """Successes of touching the block, Wilson 95 % interval; `solved` has a 1 for each success."""
     policy = ModelPolicy(model, processor, unnorm_key=key)
     seeds = range(FIRST_SEED, FIRST_SEED + EPISODES)
-    found = run_closed_loop(policy, "robot_b", "touch", seeds, parallel=25, camera_mode="random")
+    found = run_closed_loop(
+        policy, "robot_b", "touch", seeds, parallel=EPISODES, camera_mode="random"
+    )
     ended = {result.seed: result.success for result in found.results}
     return {
         "episodes": found.episodes,
