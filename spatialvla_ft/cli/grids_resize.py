@@ -21,7 +21,8 @@ def resize(
         str | None,
         typer.Option(
             help="Instead of --grid: cut the checkpoint's own distribution into so many bins "
-            "(theta,phi,r,roll,pitch,yaw,gripper of one arm)."
+            "(theta,phi,r,roll,pitch,yaw,gripper of one arm). They decode to means of the fitted "
+            "Gaussian; a grid of `grids fit` knows those of the data."
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Random inputs of the checks.")] = 4,
