@@ -22,7 +22,7 @@ def parts(seed=0, size=3):
     model = torch.nn.Linear(size, 2)
     model.bias.requires_grad_(False)
     optimizer = torch.optim.AdamW([model.weight], lr=0.1)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     return model, optimizer, scheduler
 
 

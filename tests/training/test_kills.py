@@ -141,6 +141,18 @@ def test_killed_at_random_operations(driver, demanding, whole):
     same(cut, recipe)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", ["full", "lora", "only"], indirect=True)
+def test_killed_at_every_operation(driver, demanding, whole):
+    kind, recipe, ticks = whole
+    for at in range(len(ticks)):
+        cut = demanding(kind, f"cut-{at}")
+        assert driver(cut, workers(at % 2), at=at)[0] == -signal.SIGKILL
+        status, _, log = driver(cut, workers(1 - at % 2))
+        assert status == 0, log
+        same(cut, recipe)
+
+
 @pytest.mark.parametrize("whole", ["lora"], indirect=True)
 def test_killed_while_the_result_is_written(driver, demanding, whole):
     kind, recipe, _ = whole

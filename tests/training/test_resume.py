@@ -109,6 +109,10 @@ def test_a_damaged_checkpoint_is_announced_and_the_one_before_taken(recipe_of, c
     assert '"resume/damaged_checkpoints": 1' in (cut.output / "metrics.jsonl").read_text()
     assert losses(cut) == losses(whole)
     assert (cut.output / "checkpoints" / "step-00000002.damaged").is_dir()
+    ends = [checkpoints.newest(recipe.output / "checkpoints")[0] for recipe in (whole, cut)]
+    one, other = (checkpoints.load(end)[1]["memory"] for end in ends)
+    assert one == other
+    assert len(one["guard"]["history"]) == 3
 
 
 def test_all_damaged_is_no_reason_to_start_over(recipe_of):
