@@ -29,7 +29,7 @@ from .preflight import Preflight, preflight
 from .recipe import RecipeError
 from .run import Run
 from .stopping import StoppedError, StopRequest, stop_requests
-from .trackers import flush, forget_after, make_trackers
+from .trackers import flush, forget_after, init_trackers, make_trackers
 from .validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Loop:
                 forget_after(self.output / "metrics.jsonl", self.done)
             size = 3 * sum(p.nbytes for p in self.parameters)  # with AdamW's two moments
             output.warn_of_space(self.folder, size, cfg.steps, self.keep)
-        self.accelerator.init_trackers("spatialvla_ft")
+        init_trackers(self.accelerator, recipe)
         self.leave_damaged(damaged)
 
     def keep_report(self, report: Preflight) -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..data.filters import Failed, NoOps, Validation
 from ..data.image_path import ImagePath
 from ..models.lora import TARGETS
+from .tracker_names import check_trackers
 
 
 class Section(BaseModel):
@@ -254,6 +262,12 @@ class Train(Section):
     threads: int | None = Field(None, ge=1)
     """CPU threads of torch; None leaves its default."""
     trackers: list[str] = Field(default_factory=lambda: ["jsonl", "tensorboard"])
+    """Where metrics go, by name: jsonl, tensorboard, wandb, trackio, or another of Accelerate's."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_exist(cls, names: list[str]) -> list[str]:
+        return check_trackers(names)
 
     @model_validator(mode="after")
     def _checkpoints_fit(self) -> Train:

@@ -11,9 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 
 from . import durable
+from .recipe import Recipe
+from .tracker_names import init_arguments, without_secrets
+
+PROJECT = "spatialvla_ft"
 
 
 class JsonLinesTracker(GeneralTracker):
@@ -102,6 +107,14 @@ def make_trackers(names: list[str], folder: Path, resume_at: int) -> list[Any]:
         "tensorboard": lambda: TensorBoardTracker(folder, resume_at),
     }
     return [ours[name]() if name in ours else name for name in names]
+
+
+def init_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Start the trackers; others than ours get the recipe, and go on as the run they were."""
+    names = recipe.train.trackers
+    arguments = init_arguments(names, Path(recipe.output)) if accelerator.is_main_process else {}
+    content = without_secrets(recipe.model_dump(mode="json"))
+    accelerator.init_trackers(PROJECT, config=content, init_kwargs=arguments)
 
 
 def forget_after(path: Path, step: int) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..data.sample import Sample
 from ..data.sample_dataset import SampleDataset
 from .collapse import CollapseWatch, Predictions, collapsed, spread_metrics
+from .collate import Collator
 from .metrics import Tokens, Totals, action_tokens, sample_losses
 from .run import Run
 
@@ -151,8 +152,8 @@ class Validation:
         )
 
     def _prompts(self, samples: list[Sample]) -> dict[str, Tensor]:
-        collate = self.run.collate
-        prompt = type(collate)(collate.processor, collate.depth, with_actions=False)(samples)
+        collate = Collator(self.run.processor, self.run.collate.depth, with_actions=False)
+        prompt = collate(samples)
         return {name: tensor.to(self.accelerator.device) for name, tensor in prompt.items()}
 
     def _collapse(self, probes: Sequence[Predictions], step: int) -> dict[str, float]:
