@@ -85,7 +85,7 @@ class Culprits:
         micro = len(losses[0])
         finite = [all(math.isfinite(own[k]) for own in losses) for k in range(micro)]
         chosen = [k for k in range(micro) if not finite[k]] or range(micro)
-        gradients = _not_finite_gradients(model)
+        blamed = all(finite) and _not_finite_gradients(self.accelerator.unwrap_model(model))
         found, pictures = [], []
         for k in chosen:
             samples, seen = self._examine(model, step * micro + k, k)
@@ -97,8 +97,8 @@ class Culprits:
             _write(output, ranked, {"fault": fault, "step": step + 1, "losses": _text(losses)})
         names = "; ".join(str(sample) for sample, _ in ranked[:NAMED])
         words = f"{fault} at step {step + 1}, which was not taken. Worst samples: {names}."
-        if gradients:
-            words += f" Gradients that are not finite: {', '.join(gradients)}."
+        if blamed:
+            words += f" Gradients that are not finite: {', '.join(blamed)}."
         return f"{words} All of the step: {output / JSON_FILE}, pictures: {output / PICTURE_FILE}."
 
     @torch.no_grad()
