@@ -44,6 +44,7 @@ def train(
         from spatialvla_ft.training.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])
+        from spatialvla_ft.training.global_batch import is_first_process
         from spatialvla_ft.training.output import finished, last_metrics
 
         result = None if fresh or check else finished(checked)
@@ -52,20 +53,24 @@ def train(
             last = last_metrics(Path(checked.output))
         else:
             from spatialvla_ft.training.build import build
+            from spatialvla_ft.training.distributed import main_process_first
             from spatialvla_ft.training.loop import train as run_training
             from spatialvla_ft.training.stopping import EXIT_CODE, StoppedError
 
-            run = build(checked)
-            report = _report(run, quiet=as_json, thorough=check)
+            first = is_first_process()
+            quiet = as_json or not first
+            with main_process_first(checked.train):
+                run = build(checked)
+            report = _report(run, quiet=quiet, thorough=check)
             if check:
-                if as_json:
+                if as_json and first:
                     typer.echo(json.dumps(report.to_dict(), default=str))
-                elif not report.problems:
+                elif first and not report.problems:
                     typer.echo("This run makes sense; leave --check out to start it.")
                 raise typer.Exit(1 if report.problems else 0)
             report.refuse()
             try:
-                with training_progress(run, quiet=as_json) as on_log:
+                with training_progress(run, quiet=quiet) as on_log:
                     result = run_training(run, resume=not fresh, on_log=on_log, report=report)
             except StoppedError as stop:
                 typer.echo(str(stop), err=True)
@@ -73,6 +78,8 @@ def train(
             last = on_log.last
             warned = list(dict.fromkeys([*report.warnings, *on_log.warnings]))
     output = Path(checked.output)
+    if not is_first_process():
+        return
     if as_json:
         told = {"result": str(result), "steps": checked.train.steps, "finished_before": already}
         losses = best_and_last(validation_losses(output / "metrics.jsonl"))
@@ -101,6 +108,6 @@ def _report(run: Run, *, quiet: bool, thorough: bool) -> Preflight:
     from spatialvla_ft.training.preflight import preflight
 
     report = preflight(run, memory=planned_memory(run, always=thorough))
-    if not quiet and os.environ.get("RANK", "0") == "0":
+    if not quiet:
         show_preflight(report, Console(stderr=not thorough, highlight=False), problems=thorough)
     return report

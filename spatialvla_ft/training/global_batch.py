@@ -12,6 +12,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_process() -> bool:
+    """Whether this is the one that speaks for all."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def with_accumulation(recipe: Recipe, processes: int) -> Recipe:
     """The recipe with the accumulation that makes its global batch; itself where it states none.
 

@@ -21,6 +21,8 @@ MAY_CHANGE = {
     "train.gradient_accumulation",
     "train.threads",
     "train.activation_checkpointing",
+    "train.sharding",
+    "train.deepspeed",
     "train.log_every",
     "train.save_every",
     "train.keep_last",

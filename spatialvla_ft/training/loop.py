@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
 from ..models.lora import save_adapter
 from . import checkpoints, durable, output, training_state
 from .bad_batch import Culprits
 from .batches import make_loader, make_sampler
+from .distributed import join, make_accelerator, prepare
 from .guard import Guard
 from .identity import check_same_run, identity
 from .meters import Meter
@@ -28,9 +28,12 @@ from .preflight import FILE as PREFLIGHT
 from .preflight import Preflight, preflight
 from .recipe import RecipeError
 from .run import Run
+from .sharding import gathered, put_sharded, shard, take_sharded, unshard, whole
 from .stopping import StoppedError, StopRequest, stop_requests
 from .trackers import flush, forget_after, init_trackers, make_trackers
+from .training_state import TrainingState
 from .validation import Validation
+from .zero import put_zero, take_zero
 
 logger = logging.getLogger(__name__)
 
@@ -99,27 +102,24 @@ class Loop:
         recipe, cfg = self.run.recipe, self.run.recipe.train
         if cfg.result == "best" and not self.run.heldout:
             raise RecipeError("train.result: best needs held-out episodes; set data.holdout")
+        join(cfg)
         self.take_output(resume)
         found, damaged = checkpoints.newest(self.folder) if resume else (None, [])
         start = 0 if found is None else checkpoints.step_of(found)
-        self.accelerator = Accelerator(
-            mixed_precision="no" if cfg.precision == "float32" else cfg.precision,
-            gradient_accumulation_steps=cfg.gradient_accumulation,
-            log_with=make_trackers(cfg.trackers, self.output, start),
-            project_config=ProjectConfiguration(
-                project_dir=str(self.output), logging_dir=str(self.output)
-            ),
-        )
+        trackers = make_trackers(cfg.trackers, self.output, start)
+        self.accelerator = make_accelerator(recipe, trackers)
+        if cfg.sharding == "fsdp2":
+            shard(self.run.model, self.run.spatialvla, self.accelerator.device)
         self.parameters = [p for p in self.run.model.parameters() if p.requires_grad]
         optimizer = make_optimizer(self.parameters, cfg)
         self.scheduler = make_scheduler(optimizer, cfg)
-        self.model, self.optimizer = self.accelerator.prepare(self.run.model, optimizer)
+        self.model, self.optimizer = prepare(self.accelerator, self.run.model, optimizer)
         self.identity = identity(self.run, self.accelerator.num_processes)
         if found is not None:
             state, content = checkpoints.load(found, verified=True)
             check_same_run(found, content["identity"], self.identity)
-            plain = self.accelerator.unwrap_model(self.model)
-            training_state.put(state, plain, self.optimizer, self.scheduler)
+            put = self.states()[1]
+            put(state, self.run.model, self.optimizer.optimizer, self.scheduler)
             self.done, self.memory = state.step, content["memory"]
             logger.info("resuming from %s", found)
         if self.accelerator.is_main_process:
@@ -202,7 +202,8 @@ class Loop:
             with meter.paused():
                 loss = None
                 if validation is not None and (last or self.done % cfg.validate_every == 0):
-                    found = validation(accelerator.unwrap_model(self.model), self.done)
+                    with gathered(self.run.model):
+                        found = validation(accelerator.unwrap_model(self.model), self.done)
                     self.log(found)
                     loss = found["validation/loss"]
                     self.memory["standing"] = validation.watch.standing
@@ -243,7 +244,8 @@ class Loop:
             accelerator.backward(outputs.loss)
             self.losses.append(outputs.loss.detach())
             if accelerator.sync_gradients:
-                self.norm = accelerator.clip_grad_norm_(self.parameters, cfg.clip_norm)
+                norm = accelerator.clip_grad_norm_(self.parameters, cfg.clip_norm)
+                self.norm = whole(norm)
                 self.check()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -251,7 +253,8 @@ class Loop:
 
     def check(self) -> None:
         """Stop before the optimiser moves if loss or gradient are none to follow, on all ranks."""
-        numbers = torch.stack([*self.losses, self.norm.to(self.losses[0])])
+        norm = torch.as_tensor(self.norm).to(self.losses[0])  # DeepSpeed gives a float
+        numbers = torch.stack([*self.losses, norm])
         everyone = self.accelerator.gather(numbers).view(-1, len(numbers)).tolist()
         losses, self.norm = [own[:-1] for own in everyone], everyone[0][-1]
         fault = self.guard.judge(losses, self.norm)
@@ -292,16 +295,24 @@ class Loop:
         if self.on_log is not None and self.accelerator.is_main_process:
             self.on_log(self.done, values)
 
+    def states(self) -> tuple[Callable[..., TrainingState], Callable[..., None]]:
+        """How the run's state is taken and put back, by how it is shared."""
+        return {
+            "none": (training_state.take, training_state.put),
+            "fsdp2": (take_sharded, put_sharded),
+        }.get(self.run.recipe.train.sharding, (take_zero, put_zero))
+
     def save(self, validation: float | None = None) -> None:
         """A checkpoint of the steps done so far."""
+        take = self.states()[0]
+        state = take(self.done, self.run.model, self.optimizer.optimizer, self.scheduler)
         if self.accelerator.is_main_process:
             with checkpoints.writing("the metrics", self.folder):
                 flush(self.accelerator.trackers)  # no step of the checkpoint may lack its metrics
-            plain = self.accelerator.unwrap_model(self.model)
             self.memory["guard"] = self.guard.state_dict()
             checkpoints.save(
                 self.folder,
-                training_state.take(self.done, plain, self.optimizer, self.scheduler),
+                state,
                 keep=self.keep,
                 extra={"identity": self.identity, "memory": self.memory},
                 validation=validation,
@@ -311,8 +322,9 @@ class Loop:
         """Write the result and close the trackers."""
         self.accelerator.wait_for_everyone()
         result = self.output / "final"
+        unshard(self.run.model, keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
+            model = self.run.model
             place = checkpoints.place_of(self.folder, self.done)
             if self.run.recipe.train.result == "best":
                 place = checkpoints.best(self.folder) or place

@@ -235,6 +235,11 @@ class Train(Section):
     loss_guard: LossGuard | None = Field(default_factory=LossGuard)
     """Stops a run whose loss has run away; None lets it run. NaN and infinity stop it always."""
     precision: Literal["float32", "bf16"] = "float32"
+    sharding: Literal["none", "fsdp2", "zero1", "zero2"] = "none"
+    """What several processes share to save memory: nothing, everything (FSDP2), or by DeepSpeed the
+    optimiser's states (zero1) and gradients (zero2)."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Added to DeepSpeed's configuration, e.g. {zero_optimization: {offload_optimizer: ...}}."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     freeze: list[str] | None = None
