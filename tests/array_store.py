@@ -26,6 +26,7 @@ class ArrayStore:
         self.splits = splits or {"train": range(len(episodes))}
         self.statistics_dir = Path(folder)
         self.content_hash = f"{label} {len(episodes)}"
+        self.licence = None
         self.reads = Counter()
 
     @property

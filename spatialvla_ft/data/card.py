@@ -64,6 +64,7 @@ class Card(CardModel):
     augment: list[Swap] = Field([])
     offline: dict[str, Any] | None = None
     variants: dict[str, dict[str, Any]] = Field({})
+    licence: str | None = None
     notes: list[str] = Field([])
     source_hash: str = ""
 

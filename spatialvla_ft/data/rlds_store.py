@@ -11,7 +11,9 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
+from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.index import FrameIndex
+from spatialvla_ft.data.rlds.info import read_dataset_info
 
 
 class RldsStore:
@@ -45,6 +47,14 @@ class RldsStore:
     def content_hash(self) -> str:
         """Changes whenever the data may have changed."""
         return self.index.content_hash
+
+    @property
+    def licence(self) -> str | None:
+        """From dataset_info.json; None where the dataset lies elsewhere now."""
+        try:
+            return read_dataset_info(self.index.store).licence
+        except (DatasetError, OSError):
+            return None
 
     @property
     def statistics_dir(self) -> Path:

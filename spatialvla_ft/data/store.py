@@ -35,6 +35,10 @@ class EpisodeStore(Protocol):
         """Changes whenever the data may have changed."""
 
     @property
+    def licence(self) -> str | None:
+        """What its makers say of its use, in their words; None where they say nothing."""
+
+    @property
     def statistics_dir(self) -> Path:
         """Where statistics of this dataset may be kept."""
 

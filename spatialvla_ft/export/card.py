@@ -324,18 +324,34 @@ def _training(facts: CardFacts) -> str:
 
 def _licence(facts: CardFacts) -> str:
     licence = licence_of(facts.config, facts.lineage)
-    names = sorted(facts.processor.statistics)
+    names = sorted({*facts.processor.statistics, *facts.lineage.dataset_licences})
     lines = ["## Licence", "", licence.why + (f" [Terms]({licence.link})." if licence.link else "")]
     if facts.config.vision_zoe_config is not None:
         lines.append("The ZoeDepth inside is published under the MIT licence.")
-    lines.append(
-        "The terms of the datasets flow down as well and are not recorded here; check those of "
-        + (", ".join(f"`{name}`" for name in names) if names else "the training data")
-        + "."
-    )
+    lines += _dataset_terms(facts.lineage.dataset_licences, names)
     if not facts.adapter:
         lines.append("The Python files are part of spatialvla-ft, under the MIT licence.")
     return "\n".join(lines[:3]) + "\n\n" + "\n\n".join(lines[3:])
+
+
+def _dataset_terms(stated: Mapping[str, str | None], names: Sequence[str]) -> list[str]:
+    """One line on the datasets whose terms are known, one on those to be checked."""
+    known = [f"`{name}` ({stated[name]})" for name in names if stated.get(name)]
+    unknown = [f"`{name}`" for name in names if not stated.get(name)]
+    lines = []
+    if known:
+        lines.append(
+            "The terms of the datasets flow down as well; as their makers state them: "
+            + ", ".join(known)
+            + "."
+        )
+    if unknown or not names:
+        lines.append(
+            "The terms of these datasets flow down too and are not recorded, so check them: "
+            + (", ".join(unknown) or "the training data")
+            + "."
+        )
+    return lines
 
 
 def _versions(facts: CardFacts) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ PALIGEMMA_IMAGE_TOKEN = 257152
 """Id of <image> in PaliGemma's vocabulary, by which a PaliGemma is known."""
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 LONGEST_CHAIN = 8
+TRAINED_FILE = "trained.json"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Lineage:
         fingerprint: of the base's weights, which an adapter records.
         fresh: whether the first run of the chain started from random weights; None if unknown.
         base_licence: what the base's own card says.
+        dataset_licences: of the datasets of all runs of the chain, None where one states none.
     """
 
     recipe: dict[str, Any] | None = None
@@ -41,6 +43,7 @@ class Lineage:
     fingerprint: str | None = None
     fresh: bool | None = None
     base_licence: str | None = None
+    dataset_licences: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def hub_datasets(self) -> list[str]:
@@ -84,16 +87,17 @@ def read_lineage(
         named, fingerprint = recorded["base"], recorded["fingerprint"]
     named = base or named
     fresh: bool | None = None
-    licence = None
+    licence, licences = None, _dataset_licences(folder)
     if recipe is not None and (recipe.get("model") or {}).get("new") is not None:
         fresh = True
     elif named is not None and Path(named).is_dir() and depth < LONGEST_CHAIN:
         earlier = read_lineage(Path(named), depth=depth + 1)
         fresh, licence = earlier.fresh, _card_licence(Path(named)) or earlier.base_licence
         hub_base = hub_base or earlier.hub_base
+        licences = {**earlier.dataset_licences, **licences}
     elif named is not None and _is_cached(named):
         hub_base, fresh = hub_base or named, False
-    return Lineage(recipe, named, hub_base, fingerprint, fresh, licence)
+    return Lineage(recipe, named, hub_base, fingerprint, fresh, licence, licences)
 
 
 def licence_of(config: SpatialVLAConfig, lineage: Lineage) -> Licence:
@@ -128,6 +132,14 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
             return content if isinstance(content, dict) else None
     return None
+
+
+def _dataset_licences(folder: Path) -> dict[str, str | None]:
+    """What training noted of its datasets in the result's folder."""
+    file = folder / TRAINED_FILE
+    return (
+        json.loads(file.read_text(encoding="utf-8")).get("licences", {}) if file.is_file() else {}
+    )
 
 
 def _is_cached(name: str) -> bool:

@@ -55,12 +55,12 @@ class Collator:
         keys = [self.unnorm_key or s.dataset for s in samples]
         actions = None
         if self.with_actions:
-            actions = np.stack(
-                [
-                    normalise(s.actions, self.statistics[key])
-                    for s, key in zip(samples, keys, strict=True)
-                ]
-            )
+            normalised = [
+                normalise(s.actions, self.statistics[key])
+                for s, key in zip(samples, keys, strict=True)
+            ]
+            # One action in fifty lies beyond q01 or q99 of its dimension, and is taken to the edge.
+            actions = np.clip(np.stack(normalised), -1, 1)
         layout = self.processor.layout
         inputs = self.processor(
             **observation_inputs(

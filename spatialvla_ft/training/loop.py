@@ -336,7 +336,7 @@ class Loop:
                 durable.whole_folder(result) as scratch,
             ):
                 save_result(self.run, model, scratch)
-                output.write_trained(scratch, self.run.recipe, step, loss)
+                output.write_trained(scratch, self.run, step, loss)
         self.accelerator.end_training()
         return result
 

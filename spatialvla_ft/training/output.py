@@ -16,6 +16,7 @@ from . import durable
 from .checkpoints import Keep, OutputError, free_bytes, in_words
 from .identity import differences, recipe_identity
 from .recipe import Recipe, RecipeError
+from .run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -127,13 +128,15 @@ def last_metrics(folder: Path) -> dict[str, float]:
     return {name: value for name, value in values.items() if name not in ("step", "time")}
 
 
-def write_trained(folder: Path, recipe: Recipe, step: int, validation: float | None) -> None:
-    """Say in a result's folder what it is: its recipe, its step, its validation loss."""
+def write_trained(folder: Path, run: Run, step: int, validation: float | None) -> None:
+    """Say in a result's folder what it is: its recipe, step, validation loss, datasets' licences."""
+    recipe = run.recipe
     content = {
         "step": step,
         "steps": recipe.train.steps,
         "result": recipe.train.result,
         "validation/loss": validation,
+        "licences": {d.name: d.card.licence or d.store.licence for d in run.datasets},
         "recipe": recipe_identity(recipe),
     }
     (folder / TRAINED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ import spatialvla_ft
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.export import export_checkpoint, verify_export
 from spatialvla_ft.export.adapter import export_adapter
+from spatialvla_ft.export.card import _dataset_terms
 from spatialvla_ft.export.card_evaluation import read_evaluations
 from spatialvla_ft.export.lineage import GEMMA_TERMS, Lineage, licence_of, read_lineage
 from spatialvla_ft.models.lora import load_policy_model
@@ -136,6 +137,20 @@ def test_licences(processor, tmp_path):
         depth_source="sensor",
     )
     assert licence_of(real, Lineage()).name == "gemma"
+
+
+def test_the_terms_of_the_datasets_flow_down(tmp_path):
+    """Those of the base's run too; where none is stated the reader is asked to check."""
+    base, mine = tmp_path / "base" / "final", tmp_path / "mine" / "final"
+    for folder, licences in ((base, {"first/1.0.0": "MIT"}), (mine, {"second/1.0.0": None})):
+        folder.mkdir(parents=True)
+        (folder / "trained.json").write_text(json.dumps({"licences": licences}))
+    (mine.parent / "recipe.yaml").write_text(yaml.safe_dump({"model": {"base": str(base)}}))
+    stated = read_lineage(mine).dataset_licences
+    assert stated == {"first/1.0.0": "MIT", "second/1.0.0": None}
+    known, unknown = _dataset_terms(stated, sorted(stated))
+    assert "`first/1.0.0` (MIT)" in known
+    assert "check them: `second/1.0.0`." in unknown
 
 
 def test_lineage_follows_folders_to_the_first_run(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_finished_means_this_recipe_to_its_end(recipe_of):
     folder = recipe.output / "final"
     assert output.finished(recipe) is None
     folder.mkdir(parents=True)
-    output.write_trained(folder, recipe, 6, 0.5)
+    output.write_trained(folder, SimpleNamespace(recipe=recipe, datasets=[]), 6, 0.5)
     assert output.finished(recipe) == folder
     assert output.finished(recipe_of("full", "run", ["data.workers=2"])) == folder
     for other in ("train.steps=7", "train.result=best", "seed=4"):

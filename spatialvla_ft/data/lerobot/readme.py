@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 FRONT_MATTER = """---
 task_categories:
@@ -40,3 +43,19 @@ def readme(info: dict[str, Any]) -> str:
         version=info["codebase_version"],
         info=json.dumps(info, indent=2),
     )
+
+
+def licence_of_readme(folder: Path) -> str | None:
+    """`license` of the front matter of a dataset's page; None without one."""
+    file = folder / "README.md"
+    if not file.is_file():
+        return None
+    parts = file.read_text(encoding="utf-8").split("---", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    try:
+        found = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    licence = found.get("license") if isinstance(found, dict) else None
+    return str(licence) if licence else None

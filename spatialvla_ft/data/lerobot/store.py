@@ -19,6 +19,7 @@ from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.lerobot.columns import DataFiles, to_numpy
 from spatialvla_ft.data.lerobot.episodes import read_episodes, read_tasks
 from spatialvla_ft.data.lerobot.info import INFO, Feature, read_info
+from spatialvla_ft.data.lerobot.readme import licence_of_readme
 from spatialvla_ft.data.lerobot.video import Decoders
 
 CACHED_EPISODES = 256
@@ -80,6 +81,11 @@ class LeRobotStore:
             state = (self.folder / path).stat()
             digest.update(json.dumps([path, state.st_size, state.st_mtime_ns]).encode())
         return digest.hexdigest()
+
+    @property
+    def licence(self) -> str | None:
+        """From the front matter of its README.md."""
+        return licence_of_readme(self.folder)
 
     @property
     def statistics_dir(self) -> Path:

@@ -31,6 +31,8 @@ class DatasetInfo:
     version: str
     file_format: str
     splits: tuple[Split, ...]
+    licence: str | None = None
+    """What its makers wrote as redistribution licence."""
 
 
 def read_features(store: Store) -> tuple[Leaf, ...]:
@@ -77,7 +79,8 @@ def read_dataset_info(store: Store) -> DatasetInfo:
     if not splits:
         raise DatasetError(f"{path}: no splits; the dataset was not prepared to its end")
     splits.sort(key=lambda split: split.name != "train")
-    return DatasetInfo(name, version, file_format, tuple(splits))
+    licence = (info.get("redistributionInfo") or {}).get("license")
+    return DatasetInfo(name, version, file_format, tuple(splits), licence or None)
 
 
 def shard_table(store: Store, info: DatasetInfo) -> list[dict[str, Any]]:
