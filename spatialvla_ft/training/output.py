@@ -129,7 +129,7 @@ def last_metrics(folder: Path) -> dict[str, float]:
 
 
 def write_trained(folder: Path, run: Run, step: int, validation: float | None) -> None:
-    """Say in a result's folder what it is: its recipe, step, validation loss, datasets' licences."""
+    """Say in a result's folder what it is: recipe, step, validation loss, datasets' terms."""
     recipe = run.recipe
     content = {
         "step": step,
