@@ -34,11 +34,22 @@ def milliradians(point: Line) -> float:
     return float(np.mean([point["l1"][name] for name in ("roll", "pitch", "yaw")])) * 1e3
 
 
-MEASURES: dict[str, Callable[[Line], float]] = {
-    "loss (nats per token)": lambda point: point["loss"],
-    "density (nats per action)": lambda point: point["density"],
-    "translation error (mm)": millimetres,
-    "rotation error (mrad)": milliradians,
+def density(point: Line) -> float:
+    """Minus the log of the density of the recorded action, nats."""
+    return float(point["density"])
+
+
+def loss(point: Line) -> float:
+    """Nats per label token."""
+    return float(point["loss"])
+
+
+PLOTTED = {"minus log density (nats per action)": density, "translation error (mm)": millimetres}
+AT_THE_END = {
+    "loss": (loss, 2),
+    "-log density": (density, 2),
+    "translation, mm": (millimetres, 2),
+    "rotation, mrad": (milliradians, 1),
 }
 
 
@@ -51,17 +62,23 @@ def groups(lines: Iterable[Line], *keys: str) -> dict[tuple[Any, ...], list[Line
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Mean, and the least and greatest of the seeds."""
-    low, mean, high = (f"{f(values):.{digits}f}" for f in (min, np.mean, max))
-    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
+    """Mean and standard deviation over the seeds."""
+    mean = f"{np.mean(values):.{digits}f}"
+    if len(values) < 2 or np.ptp(values) == 0:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def solved(points: list[Line]) -> str:
-    """Successes of every seed, and the Wilson interval of all episodes together."""
-    counts = [point["closed_loop"]["successes"] for point in points]
-    episodes = sum(point["closed_loop"]["episodes"] for point in points)
+    """Successes of every seed, and the share and Wilson interval of all episodes together."""
+    found = [point["closed_loop"] for point in points if "closed_loop" in point]
+    if not found:
+        return ""
+    counts = [one["successes"] for one in found]
+    episodes = sum(one["episodes"] for one in found)
     low, high = wilson_interval(sum(counts), episodes)
-    return f"{', '.join(map(str, counts))} ({low:.0%} to {high:.0%})"
+    share = sum(counts) / episodes
+    return f"{' + '.join(map(str, counts))}: {share:.0%} ({low:.0%} to {high:.0%})"
 
 
 def row(*cells: object) -> None:
@@ -69,34 +86,42 @@ def row(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |")
 
 
-def table(lines: list[Line], keys: tuple[str, ...], steps: list[int]) -> None:
-    """A row per arm and step, with mean and range over the seeds."""
-    heads = [*keys, "steps", "seeds", *MEASURES, "solved of 100 each"]
-    row(*heads)
-    row(*["---"] * len(heads))
-    for group, runs in groups(lines, *keys).items():
-        for step in steps:
-            points = [p for run in runs for p in run["curve"] if p["step"] == step]
-            acted = [p for p in points if "closed_loop" in p]
-            cells = [
-                spread([measure(p) for p in points], 2 if measure is not milliradians else 1)
-                for measure in MEASURES.values()
-            ]
-            row(*group, step, len(points), *cells, solved(acted) if acted else "")
+def head(*cells: str) -> None:
+    """The first two lines of a Markdown table."""
     print()
+    row(*cells)
+    row(*["---"] * len(cells))
+
+
+def by_step(lines: list[Line], measure: Callable[[Line], float], *keys: str) -> None:
+    """A row per arm, a column per matched step."""
+    steps = [point["step"] for point in lines[0]["curve"]]
+    head(*keys, *map(str, steps))
+    for group, runs in groups(lines, *keys).items():
+        points = zip(*(run["curve"] for run in runs), strict=True)
+        row(*group, *(spread([measure(p) for p in column], 2) for column in points))
+
+
+def at_the_end(lines: list[Line], *keys: str) -> None:
+    """A row per arm: errors and successes after the last step, successes before the first."""
+    head(*keys, *AT_THE_END, "solved", "solved at step 0")
+    for group, runs in groups(lines, *keys).items():
+        last = [run["curve"][-1] for run in runs]
+        first = [run["curve"][0] for run in runs if run["curve"][0]["step"] == 0]
+        cells = [spread([f(point) for point in last], n) for f, n in AT_THE_END.values()]
+        row(*group, *cells, solved(last), solved(first))
 
 
 def plot(lines: list[Line], file: Path) -> None:
     """Density and error of translation against steps; a column per grid."""
     figure = Figure(figsize=(11, 7.2), layout="constrained")
     panels = figure.subplots(2, len(GRIDS), sharey="row", sharex=True)
-    measures = ("density (nats per action)", "translation error (mm)")
-    for rank, name in enumerate(measures):
+    for rank, (name, measure) in enumerate(PLOTTED.items()):
         for column, (kind, title) in enumerate(GRIDS.items()):
             axes = panels[rank][column]
             for (arm, grid, trained), runs in groups(lines, "arm", "grid", "table").items():
                 if grid in (kind, "kept"):
-                    _curve(axes, runs, MEASURES[name], COLOURS[arm], trained == "trained")
+                    _curve(axes, runs, measure, COLOURS[arm], trained == "trained")
             plain(axes)
             axes.tick_params(labelleft=True, labelbottom=True)
             if rank == 0:
@@ -133,14 +158,17 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     lines = [json.loads(line) for line in given.results.read_text().splitlines()]
-    grids = [line for line in lines if line["experiment"] == "grids"]
-    table(grids, ("table", "grid", "arm"), [0, 25, 50, 100, 200, 400])
-    demos = [line for line in lines if line["experiment"] == "demos"]
-    table(demos, ("demonstrations", "arm", "trained_parameters"), [100, 400])
-    rates = [line for line in lines if line["experiment"] == "rates"]
-    table(rates, ("arm", "rate"), [200])
+    of = {name: found for (name,), found in groups(lines, "experiment").items()}
+    if "grids" in of:
+        by_step(of["grids"], density, "table", "grid", "arm")
+        by_step(of["grids"], millimetres, "table", "grid", "arm")
+        at_the_end(of["grids"], "table", "grid", "arm")
+    if "demos" in of:
+        at_the_end(of["demos"], "demonstrations", "arm", "trained_parameters")
+    if "rates" in of:
+        at_the_end(of["rates"], "arm", "rate")
     if given.plot is not None:
-        plot(grids, given.plot)
+        plot(of["grids"], given.plot)
 
 
 if __name__ == "__main__":

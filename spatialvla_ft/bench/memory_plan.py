@@ -133,6 +133,11 @@ def plan_memory(
         work: "train", or "predict" for predicting actions of `train.batch_size` prompts at once.
         prompt_tokens: length of the instructions.
     """
+    if recipe.model.quantisation is not None:
+        raise ValueError(
+            "four-bit layers are not counted; plan with model.quantisation=null, which gives an "
+            "upper bound"
+        )
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = fake_module(lambda: _model(recipe, config, work), mode)
     with mode, RealIntegers():

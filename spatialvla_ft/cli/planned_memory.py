@@ -15,7 +15,8 @@ LARGE = 100_000_000
 def planned_memory(run: Run, *, always: bool) -> dict[str, Any] | None:
     """{"planned", "available": bytes, "device": name} of this process, or None.
 
-    Small models on a CPU are not worth the seconds that a plan takes.
+    Small models on a CPU are not worth the seconds that a plan takes; four-bit layers cannot be
+    planned.
 
     Args:
         run: from `build`.
@@ -28,7 +29,7 @@ def planned_memory(run: Run, *, always: bool) -> dict[str, Any] | None:
 
     on_gpu = torch.cuda.is_available()
     large = sum(p.numel() for p in run.model.parameters()) > LARGE
-    if not (always or on_gpu or large):
+    if not (always or on_gpu or large) or run.recipe.model.quantisation is not None:
         return None
     plan = plan_memory(run.recipe, run.spatialvla.config).on_gpus(process_count(), "none")
     device, memory = "this machine", _free_host()

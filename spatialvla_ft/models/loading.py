@@ -127,6 +127,8 @@ class CheckpointLoading(PreTrainedModel):
         own, _ = SpatialVLAConfig.get_config_dict(pretrained_model_name_or_path, **hub)
         problems["missing_keys"] = missing_from(own, model.config, problems["missing_keys"])
         check_loaded(problems, pretrained_model_name_or_path, cure=INCOMPLETE)
+        if hasattr(model, "vision_zoe_model"):  # loading makes all parameters trainable again
+            model.vision_zoe_model.requires_grad_(False)
         return (model, info) if tell else model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

@@ -35,6 +35,10 @@ class Recipe(Section):
             )
         if self.train.only is not None and self.train.freeze is not None:
             raise ValueError("set at most one of train.only and train.freeze")
+        if self.model.quantisation is not None and self.lora is None:
+            raise ValueError(
+                "model.quantisation is for frozen weights under adapters; set lora, or remove it"
+            )
         if self.model.dtype == "bf16":
             if self.lora is None:
                 raise ValueError(

@@ -46,6 +46,8 @@ class Model(Section):
     overrides: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32", "bf16"] = "float32"
     """Of the frozen weights under adapters; what is trained is float32 always."""
+    quantisation: Literal["nf4"] | None = None
+    """Frozen linear layers under adapters in four bits (QLoRA); needs bitsandbytes."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Model:

@@ -12,6 +12,7 @@ from ..models.checkpointing import checkpoint_activations
 from ..models.dtypes import cast_frozen
 from ..models.lora import attach_lora
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.quantise import quantise
 from .recipe import Recipe, RecipeError
 
 
@@ -28,6 +29,9 @@ def trainable_part(recipe: Recipe, model: SpatialVLAForConditionalGeneration) ->
         freeze = recipe.train.freeze
         _freeze(model, model.config.frozen_parameters if freeze is None else freeze)
         return model
+    if recipe.model.quantisation is not None:
+        compute = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+        quantise(model, compute)
     torch.manual_seed(recipe.seed)  # the adapters' first values
     adapted = attach_lora(
         model,

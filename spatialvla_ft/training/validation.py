@@ -115,6 +115,15 @@ class Validation:
                 found |= {f"{dataset.name}/{n}": v for n, v in one.metrics().items()}
         return found
 
+    def _types_together(self) -> torch.autocast:
+        """In which frozen bf16 layers work with float32 adapters; uncached, for CUDA graphs."""
+        return torch.autocast(
+            self.accelerator.device.type,
+            dtype=torch.bfloat16,
+            enabled=self.run.recipe.model.dtype == "bf16",
+            cache_enabled=False,
+        )
+
     def _probe(
         self,
         model: nn.Module,
@@ -130,9 +139,10 @@ class Validation:
         swapped_loss, _ = self._along(model, lent)
         prompt = self._prompts(samples)
         plain = self.run.spatialvla
-        ids = plain.predict_action(prompt).cpu().numpy()
         swapped = {n: t.roll(count // 2, 0) if n in SEEN else t for n, t in prompt.items()}
-        swapped_ids = plain.predict_action(swapped).cpu().numpy()
+        with self._types_together():
+            ids = plain.predict_action(prompt).cpu().numpy()
+            swapped_ids = plain.predict_action(swapped).cpu().numpy()
         for kept in ("_graphs", "_last_cache"):  # training needs the memory
             vars(plain).pop(kept, None)
         own = tokens.wanted.cpu().numpy()

@@ -129,4 +129,4 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_shipped_recipes_are_valid(file):
     load_recipe(file)
     header = file.read_text().split("\noutput:")[0]
-    assert f"spatialvla-ft train recipes/{file.name}" in header
+    assert f" train recipes/{file.name}" in header
