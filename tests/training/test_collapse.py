@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from spatialvla_ft.actions.grid import ActionGrid
 from spatialvla_ft.actions.spaces import end_effector_delta, joint_space, two_arms_delta
@@ -19,7 +21,7 @@ from spatialvla_ft.training.collapse import (
     spread_metrics,
 )
 from spatialvla_ft.training.loop import train
-from spatialvla_ft.training.validation import joined
+from spatialvla_ft.training.validation import Validation, joined
 
 FRAMES, CHUNK = 40, 2
 
@@ -228,3 +230,30 @@ def test_sabotaged_models_are_warned_of_once_and_not_at_first(recipe_of, caplog,
     about = [line for line in found if said in line]
     assert len(about) == 1
     assert about[0].startswith("step 2, held out: ")
+
+
+def test_a_model_that_looks_is_not_called_blind(recipe_of, caplog):
+    """Random weights see: their answers follow the pictures, whatever else they lack."""
+    recipe = recipe_of("full", "out", [*LIVELY, "train.validate_every=4"])
+    found = warned(recipe, lambda run: None, caplog)
+    assert not [line for line in found if "acts without looking" in line]
+    lines = [json.loads(x) for x in (recipe.output / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [line for line in lines if line["step"] == 5 and "validation/loss" in line]
+    assert last["validation/image/tokens_changed"] > 0.05
+    assert abs(last["validation/image/loss_gain"]) > 0
+    assert last["validation/warnings"] == len({line.split(": ")[1] for line in found})
+
+
+def test_validation_adds_up_samples_not_batches(recipe_of):
+    """Seven frames in batches of two: three and a half batches, each frame counted once."""
+    run = build(recipe_of("full", "out", ["train.validate_samples=7", "data.holdout=0.5"]))
+    found = Validation(run, Accelerator())(run.model, 0)
+    (held,) = run.heldout
+    frames = np.linspace(0, len(held) - 1, 7).astype(int).tolist()
+    losses = []
+    run.model.eval()
+    for frame in frames:
+        with torch.no_grad():
+            losses.append(float(run.model(**run.collate([held[frame]])).loss))
+    assert found["validation/loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert 0 <= found["validation/accuracy/rotation"] <= 1
