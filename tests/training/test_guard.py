@@ -50,6 +50,12 @@ def test_a_run_away_loss_is_found_after_so_many_steps_and_never_becomes_usual():
     assert "3.1, above 3 times its median 1 for 4 steps in a row" in found[63]
 
 
+def test_a_long_rise_does_not_become_usual_in_a_short_window():
+    guard = Guard(LossGuard(factor=3, steps=30, window=10))
+    found = judged(guard, [1.0] * 10 + [5.0] * 30)
+    assert [i for i, fault in enumerate(found) if fault] == [39]
+
+
 def test_a_short_rise_is_forgiven_but_no_checkpoint_is_written_in_it():
     guard = Guard(RULE)
     assert not any(judged(guard, [1.0] * 60 + [3.5] * 3))
