@@ -65,7 +65,10 @@ def greedy_actions(
     slots = list(type_slices(model.config)) * model.config.action_chunk_size
     reason = why_not_direct(model.language_model.model)
     if reason is not None:
-        logger.warning("predict_action runs the library's slower forward, since %s", reason)
+        # A model that is being trained in shares knows it; anyone else may want to change it.
+        sharded = any(base.__name__ == "FSDPModule" for base in type(model).__mro__)
+        level = logging.DEBUG if sharded else logging.WARNING
+        logger.log(level, "predict_action runs the library's slower forward, since %s", reason)
         return library_greedy(model, prompt, slots)
     attention_mask = prompt.pop("attention_mask")
     embeds, _ = model.embed_inputs(**prompt)
