@@ -118,7 +118,7 @@ def fit(
             )
         counts = None if bins is None else read_bins(bins)
         grid = _fit(given, kind.value, counts, min_sigma, zero_bin, decoding.value)
-        report = _report(grid, given)
+        report = grid_report(grid, given)
         if plot is not None:
             from spatialvla_ft.viz.grids import save_grid_plot
 
@@ -150,7 +150,7 @@ def _fit(
     return grid
 
 
-def _report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
+def grid_report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
     """Fits and losses; an error in robot units is the normalised one times (q99 - q01) / 2."""
     import numpy as np
 

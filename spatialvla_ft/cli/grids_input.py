@@ -88,7 +88,7 @@ def read_actions(
     actions = MixtureActions([dataset], {dataset.name: dataset_statistics(dataset)}, [1.0])
     if zero_bin:
         actions = actions.symmetric()
-    return _streamed(dataset.name, actions, actions.statistics[dataset.name])
+    return of_actions(dataset.name, actions, actions.statistics[dataset.name])
 
 
 def read_mixture(
@@ -105,12 +105,13 @@ def read_mixture(
     from spatialvla_ft.cli.scanning import open_mixture_actions
 
     actions = open_mixture_actions(name, file, root, exclude, workers, quiet=quiet).actions
-    return _streamed(name, actions.symmetric() if zero_bin else actions, None)
+    return of_actions(name, actions.symmetric() if zero_bin else actions, None)
 
 
-def _streamed(
+def of_actions(
     name: str, actions: MixtureActions, statistics: ActionStatistics | None
 ) -> GridActions:
+    """Of an opened dataset with its statistics, or of a mixture."""
     from spatialvla_ft.data.action_sample import sample_actions
 
     drawn = zip(actions.datasets, actions.shares, strict=True)

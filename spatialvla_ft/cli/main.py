@@ -6,6 +6,7 @@ Command modules import heavy libraries inside their functions, so that `--help` 
 import typer
 
 from spatialvla_ft.cli import (
+    adapt,
     bench,
     data_convert,
     data_depth,
@@ -41,6 +42,7 @@ app.add_typer(data, name="data")
 app.command("quickstart")(quickstart.quickstart)
 app.command("init-base")(init_base.init_base)
 app.command("train")(train.train)
+app.command("adapt")(adapt.adapt)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.command("export")(export.export)
 app.command("push")(push.push)

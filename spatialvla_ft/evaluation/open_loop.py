@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from ..actions.normalise import ActionStatistics, normalise
+from ..data.sample import Sample
 from ..data.sample_dataset import SampleDataset
 from ..data.statistics import normalised_dimensions
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..training.collate import Collator
+from ..training.collate import Collator, DepthInput
 
 
 @dataclass(frozen=True)
@@ -55,32 +56,40 @@ def run_open_loop(
     unnorm_key: str | None = None,
     frames: int = 256,
     batch_size: int = 16,
+    depth: DepthInput | None = None,
+    read: Callable[[int], Sample] | None = None,
     on_frames: Callable[[int], None] | None = None,
 ) -> OpenLoop:
     """Predict evenly spaced steps of a dataset, beside no motion and the mean action.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, on any device.
         processor: of the model.
         dataset: with the model's chunk as horizon.
         unnorm_key: statistics to decode with; None takes the dataset's own if the processor has
             them, else its only ones.
         frames: at most this many steps.
         batch_size: steps per prediction.
+        depth: whether the model gets the samples' depth; None gives it where the model has no
+            estimator of its own.
+        read: a step of the dataset as the model is to see it; None as recorded.
         on_frames: told how many steps are done.
     """
     if unnorm_key is None and dataset.name in processor.statistics:
         unnorm_key = dataset.name
     unnorm_key = processor.choose_statistics(unnorm_key)
     statistics = ActionStatistics.from_dict(processor.statistics[unnorm_key])
-    sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
-    depth = "sensor" if sensor else "estimate"
+    if depth is None:
+        sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
+        depth = "sensor" if sensor else "estimate"
+    read = dataset.__getitem__ if read is None else read
     collate = Collator(processor, depth, with_actions=False, unnorm_key=unnorm_key)
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(frames, len(dataset))).round())
     truths, guesses, valid, hits = [], [], [], []
     for start in range(0, len(chosen), batch_size):
-        samples = [dataset[int(i)] for i in chosen[start : start + batch_size]]
-        ids = model.predict_action(collate(samples))
+        samples = [read(int(i)) for i in chosen[start : start + batch_size]]
+        inputs = {name: tensor.to(model.device) for name, tensor in collate(samples).items()}
+        ids = model.predict_action(inputs)
         guesses.append(processor.decode_actions(ids, unnorm_key=unnorm_key)["actions"])
         actions = np.stack([sample.actions for sample in samples])
         normalised = normalise(actions, statistics)

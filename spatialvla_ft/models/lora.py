@@ -23,19 +23,12 @@ from ..actions.grid import ActionGrid
 from .action_head import ACTION_HEAD, join_action_head, separate_action_head
 from .canary import BlindModelError, check_sight
 from .dtypes import cast_weights
+from .lora_targets import TARGETS
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
 from .resize import set_action_rows
 from .small import ordered_table
 from .stored import read_stored
-
-TARGETS = (
-    r"(language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-    r"|vision_tower\.(.*\.)?encoder\.layers\.\d+\..*\.?(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
-    r"|multi_modal_projector\.linear"
-    r"|position_embedding_3d\.position_embedding_head\.[03])"
-)
-"""Where the released recipe puts adapters; never ZoeDepth, the head or an embedding table."""
 
 ROWS_FILE = "spatial_rows.safetensors"
 BASE_FILE = "base.json"

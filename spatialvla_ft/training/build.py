@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 def build(recipe: Recipe) -> Run:
     """Open the data, make or load the model, fit or keep the grid, attach adapters."""
     recipe = with_accumulation(recipe, process_count())
-    chunk, layout = _chunk_and_layout(recipe)
+    chunk, layout = chunk_and_layout(recipe)
     opened = open_data(recipe, chunk, layout)
     datasets = opened.datasets
     heldout = [held for held in opened.heldout if held is not None]
@@ -51,12 +51,12 @@ def build(recipe: Recipe) -> Run:
     overrides = {**recipe.model.overrides, **observation_fields(layout)}
     statistics = {dataset.name: dataset_statistics(dataset) for dataset in datasets}
 
-    known_grid = _known_grid(recipe)
-    zero_bin = recipe.grid.zero_bin if known_grid is None else known_grid.zero_bin
+    known = known_grid(recipe)
+    zero_bin = recipe.grid.zero_bin if known is None else known.zero_bin
     if zero_bin:  # 0 must mean no motion in the robot's units too
         deltas = datasets[0].action_space.deltas
         statistics = {name: known.symmetric(deltas) for name, known in statistics.items()}
-    grid = _grid(recipe, datasets, statistics, opened.weights)
+    grid = grid_of(recipe, datasets, statistics, opened.weights)
     base_fingerprint = None
     if recipe.model.new is not None:
         model, processor = _new(recipe, datasets, grid, overrides)
@@ -93,16 +93,16 @@ def build(recipe: Recipe) -> Run:
         datasets=datasets,
         weights=opened.weights,
         heldout=heldout,
-        collate=Collator(processor, _kind(recipe.data.depth)),
+        collate=Collator(processor, depth_input(recipe.data.depth)),
         augment=Augment(**recipe.data.augment.model_dump()) if recipe.data.augment else None,
         rows=rows,
         base_fingerprint=base_fingerprint,
         overrides=overrides,
-        depth=_depth(recipe, model, layout.cameras),
+        depth=estimated_depth(recipe, model, layout.cameras),
     )
 
 
-def _chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:
+def chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:
     """Actions per prediction and what is observed; proprioception is settled by the data."""
     base = recipe.model.base
     if base is not None and base.count("/") != 1 and not Path(base).is_dir():
@@ -157,7 +157,7 @@ def observation_fields(layout: ObservationLayout) -> dict[str, Any]:
     }
 
 
-def _known_grid(recipe: Recipe) -> ActionGrid | None:
+def known_grid(recipe: Recipe) -> ActionGrid | None:
     """The grid of a file, or of the base where the recipe fits none; None where one is fitted."""
     if recipe.grid.file is not None:
         return load_grid(Path(recipe.grid.file))
@@ -166,7 +166,7 @@ def _known_grid(recipe: Recipe) -> ActionGrid | None:
     return None
 
 
-def _grid(
+def grid_of(
     recipe: Recipe,
     datasets: Sequence[SampleDataset],
     statistics: dict[str, ActionStatistics],
@@ -182,7 +182,7 @@ def _grid(
                 f"{dataset.name} has actions {dataset.action_space.names}, {datasets[0].name} "
                 f"{space.names}: one run needs one action space"
             )
-    known = _known_grid(recipe)
+    known = known_grid(recipe)
     if known is not None:
         if known.slots != slots:
             raise RecipeError(
@@ -275,14 +275,15 @@ def _check_depth(recipe: Recipe, model: SpatialVLAForConditionalGeneration) -> N
         )
 
 
-def _kind(depth: Depth) -> DepthInput:
+def depth_input(depth: Depth) -> DepthInput:
     """Whether samples bring depth along; an estimator's depth travels as a sensor's does."""
     return "estimate" if depth.source == "estimate" else "sensor"
 
 
-def _depth(
+def estimated_depth(
     recipe: Recipe, model: SpatialVLAForConditionalGeneration, cameras: Sequence[str]
 ) -> SampleDepth | None:
+    """What gives samples estimated depth; None where they bring their own or the model does it."""
     asked = recipe.data.depth
     if asked.source != "estimator":
         return None

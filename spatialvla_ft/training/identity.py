@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..actions.grid_io import grid_to_dict
 from .recipe import Recipe
-from .run import Run
+
+if TYPE_CHECKING:
+    from .run import Run
 
 MAY_CHANGE = {
     "output",
@@ -56,13 +58,13 @@ def identity(run: Run, world: int) -> dict[str, Any]:
         "depth fingerprint": None if run.depth is None else run.depth.estimator.fingerprint,
         "global batch": global_batch(run.recipe, world),
     }
-    return {**recipe_identity(run.recipe), **_flat(facts)}
+    return {**recipe_identity(run.recipe), **flat(facts)}
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """The part of the identity that a recipe tells before anything is built."""
-    flat = _flat(recipe.model_dump(mode="json"))
-    return {name: value for name, value in flat.items() if not _may_change(name)}
+    fields = flat(recipe.model_dump(mode="json"))
+    return {name: value for name, value in fields.items() if not _may_change(name)}
 
 
 def global_batch(recipe: Recipe, world: int) -> int:
@@ -115,14 +117,14 @@ def _may_change(name: str) -> bool:
     return of_dataset or bool(beginnings & MAY_CHANGE)
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested dicts and lists as {dotted name: value}; empty ones stand for themselves."""
     if isinstance(value, dict | list | tuple) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        flat = {}
+        found: dict[str, Any] = {}
         for key, part in items:
-            flat |= _flat(part, f"{name}.{key}" if name else str(key))
-        return flat
+            found |= flat(part, f"{name}.{key}" if name else str(key))
+        return found
     return {name: [] if value == () else value}
 
 

@@ -16,7 +16,7 @@ from pydantic import (
 
 from ..data.filters import Failed, NoOps, Validation
 from ..data.image_path import ImagePath
-from ..models.lora import TARGETS
+from ..models.lora_targets import TARGETS
 from .tracker_names import check_trackers
 
 

@@ -1,0 +1,249 @@
+"""An adaptation: what it was given, where it writes, and its recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spatialvla_ft.cli.adapting import fingerprints
+
+if TYPE_CHECKING:
+    from spatialvla_ft.data.card import Card
+    from spatialvla_ft.data.inspection.source import Source
+    from spatialvla_ft.data.mixtures import Opened
+    from spatialvla_ft.training.recipe import Recipe
+    from spatialvla_ft.training.run import Run
+
+OURS = {
+    "output": "--out DIR",
+    "model.base": "--base CHECKPOINT",
+    "data.datasets.0.path": "the DATASET argument",
+    "data.datasets.0.card": "--card FILE",
+}
+"""What a recipe calls them, and how `adapt` is told."""
+
+
+@dataclass
+class Job:
+    """One robot's adaptation.
+
+    Attributes:
+        dataset: RLDS version directory or LeRobot folder.
+        base: checkpoint folder, or OWNER/NAME on the Hub.
+        out: folder of everything that is written.
+        recipe_file: what training starts from; overrides go on top.
+        overrides: "key.sub=value".
+        card_file: card of the dataset, if it brings none.
+        accept_draft: go on with a drafted card.
+        accept_errors: go on though the inspection found errors.
+        export: whether the export stage writes a checkpoint.
+        quiet: no progress.
+    """
+
+    dataset: str
+    base: str
+    out: Path
+    recipe_file: Path
+    overrides: Sequence[str] = ()
+    card_file: Path | None = None
+    accept_draft: bool = False
+    accept_errors: bool = False
+    export: bool = False
+    quiet: bool = False
+    warnings: list[str] = field(default_factory=list)
+    _run: Run | None = None
+
+    def __post_init__(self) -> None:
+        for assignment in self.overrides:
+            key = assignment.partition("=")[0]
+            if key in OURS:
+                raise ValueError(f"{assignment}: adapt sets {key}; give {OURS[key]} instead")
+        if self.accept_draft and self.card_file is not None:
+            raise ValueError(
+                f"--accept-draft is for a dataset without a card; --card {self.card_file} is one"
+            )
+        if self.card_file is not None and not self.card_file.is_file():
+            raise ValueError(f"--card {self.card_file} does not exist; give a card file")
+        if self.base.count("/") == 1 and not Path(self.base).exists():
+            return  # a name on the Hub; whether there is one shows when it is fetched
+        if not (Path(self.base) / "config.json").is_file():
+            raise ValueError(
+                f"--base {self.base} is no checkpoint folder (it has no config.json): give a "
+                "folder with SpatialVLA's weights, such as the final/ of a run or an export, or "
+                "OWNER/NAME on the Hub"
+            )
+
+    @property
+    def draft_file(self) -> Path:
+        """Where a drafted card goes."""
+        return self.out / "card.yaml"
+
+    @property
+    def records(self) -> Path:
+        """Where stages keep what they did."""
+        return self.out / "stages"
+
+    @property
+    def final(self) -> Path:
+        """The trained adapter."""
+        return self.out / "train" / "final"
+
+    @cached_property
+    def base_folder(self) -> Path:
+        """The base on this disk; one of the Hub is fetched."""
+        if Path(self.base).is_dir():
+            return Path(self.base)
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(self.base))
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """Hash of the base's files."""
+        return fingerprints.of_checkpoint(self.base_folder)
+
+    @cached_property
+    def assignments(self) -> list[str]:
+        """Everything that goes on top of the recipe file, in its order."""
+        card = self.card_file
+        if card is None and self.accept_draft and self.own_card is None:
+            card = self.draft_file
+        ours = [("output", str(self.out / "train")), ("model.base", self.base)]
+        ours += [("data.datasets.0.path", self.dataset)]
+        ours += [("data.datasets.0.card", str(card))] if card is not None else []
+        return [f"{key}={json.dumps(value)}" for key, value in ours] + list(self.overrides)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe as asked for: with the data and the base, before the grid is fitted."""
+        from spatialvla_ft.training.recipe import RecipeError, load_recipe
+        from spatialvla_ft.training.recipe_text import read_text
+
+        if not self.recipe_file.is_file():
+            raise RecipeError(
+                f"--recipe {self.recipe_file} does not exist; recipes/adapt_lora.yaml of the "
+                "project is what adapt starts from by itself"
+            )
+        data = read_text(self.recipe_file).content.get("data") or {}
+        entries = data.get("datasets") if isinstance(data, dict) else None
+        if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
+            raise RecipeError(
+                f"{self.recipe_file}: adapt is for one dataset, so data.datasets must have one "
+                "entry (- path: anything), which DATASET replaces; several datasets or a mixture "
+                "are trained with `spatialvla-ft train`"
+            )
+        recipe = load_recipe(self.recipe_file, self.assignments)
+        if recipe.model.base is None:
+            raise RecipeError(
+                f"{self.recipe_file} makes a new model (model.new); adapt starts from --base: take "
+                "a recipe with model.base"
+            )
+        return recipe
+
+    @property
+    def origins(self) -> dict[tuple[str, ...], str]:
+        """Where the values of the recipe come from, {path of keys: words}."""
+        from spatialvla_ft.training.recipe_text import override, read_text
+
+        text = read_text(self.recipe_file)
+        found = {path: "recipe" for path in text.places if not _is_section(text.content, path)}
+        for assignment in self.assignments:
+            given = assignment in self.overrides
+            found[override(text.content, assignment)] = "given" if given else "adapt"
+        return found
+
+    @cached_property
+    def source(self) -> Source:
+        """The raw side of the dataset; an RLDS dataset is indexed if it is not yet."""
+        from spatialvla_ft.data import DatasetError
+        from spatialvla_ft.data.inspection.opening import open_source
+
+        if not Path(self.dataset).is_dir():
+            raise DatasetError(
+                f"{self.dataset} is no folder; give the version directory of an RLDS dataset, e.g. "
+                "datasets/my_robot/1.0.0, or a LeRobot folder (fetch what is not on this disk)"
+            )
+        return open_source(self.dataset)
+
+    @cached_property
+    def content(self) -> str:
+        """Hash that changes whenever the data may have changed."""
+        from spatialvla_ft.data.inspection.opening import LeRobotSource
+
+        source: Any = self.source
+        kept = source.store if isinstance(source, LeRobotSource) else source.index
+        return str(kept.content_hash)[:16]
+
+    @cached_property
+    def own_card(self) -> Card | None:
+        """The card that the dataset brings, or the toolkit has for it; None without one."""
+        from spatialvla_ft.data import load_cards
+        from spatialvla_ft.data.inspection.opening import LeRobotSource, find_card
+        from spatialvla_ft.data.mixtures import CARDS
+        from spatialvla_ft.data.shipped import shipped
+
+        found = find_card(self.source)
+        if found is not None or isinstance(self.source, LeRobotSource):
+            return found
+        return load_cards(shipped(CARDS)).get(self.source.name)
+
+    @cached_property
+    def card(self) -> Card | None:
+        """How the dataset is read; None before one was drafted."""
+        from spatialvla_ft.data.dataset import pick_card
+
+        file = self.recipe.data.datasets[0].card
+        if file is None:
+            return self.own_card
+        return pick_card(file, self.source.name) if file.is_file() else None
+
+    @cached_property
+    def opened(self) -> Opened:
+        """The dataset as it is trained on, with episodes held out."""
+        from spatialvla_ft.training.build import chunk_and_layout
+        from spatialvla_ft.training.open_data import open_data
+
+        return open_data(self.recipe, *chunk_and_layout(self.recipe))
+
+    @cached_property
+    def final_recipe(self) -> Recipe:
+        """What is trained: `recipe.yaml`, as the plan wrote it."""
+        from spatialvla_ft.training.recipe import load_recipe
+
+        return load_recipe(self.out / "recipe.yaml")
+
+    def run(self) -> Run:
+        """The training run, built once; `forget_run` frees its memory."""
+        from spatialvla_ft.training.build import build
+
+        if self._run is None:
+            self._run = build(self.final_recipe)
+        return self._run
+
+    def forget_run(self) -> None:
+        """Free the model and what belongs to it."""
+        import gc
+
+        import torch
+
+        self._run = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _is_section(content: Any, path: Sequence[str]) -> bool:
+    """Whether a path of keys leads to a mapping, or to a list of them."""
+    value = content
+    for name in path:
+        if isinstance(value, dict):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdigit():
+            value = value[int(name)]
+    if isinstance(value, list):
+        return any(isinstance(part, dict) for part in value)
+    return isinstance(value, dict)

@@ -1,0 +1,68 @@
+"""Planned memory of a run beside what this machine has, and what would make it fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spatialvla_ft.training.recipe import Recipe
+
+GIB = 2**30
+
+
+def plan_beside_machine(recipe: Recipe, base: Path) -> dict[str, Any]:
+    """{"peak", "parts", "available": bytes or None, "device", "fits", "advice": overrides or None}.
+
+    Args:
+        recipe: what is trained.
+        base: folder of its base.
+    """
+    from spatialvla_ft.bench.memory_advice import first_that_fits
+    from spatialvla_ft.bench.memory_plan import PROMPT_TOKENS, plan_memory
+    from spatialvla_ft.bench.workloads import config_of
+
+    local = recipe.model.model_copy(update={"base": str(base)})
+    recipe = recipe.model_copy(update={"model": local})
+    config = config_of(recipe)
+    plan = plan_memory(recipe, config)
+    device, available = _machine()
+    fits = available is None or plan.fits(available)
+    found: dict[str, Any] = {
+        "peak": plan.peak,
+        "parts": plan.at_peak,
+        "device": device,
+        "available": available,
+        "fits": fits,
+        "advice": None,
+    }
+    if not fits and available is not None:
+        advice = first_that_fits(recipe, config, available, prompt_tokens=PROMPT_TOKENS)
+        found["advice"] = None if advice is None else advice[0]
+    return found
+
+
+def in_words(found: dict[str, Any]) -> tuple[str, list[str]]:
+    """(line for people, warnings)."""
+    has = "" if found["available"] is None else f" has {found['available'] / GIB:.1f} GiB"
+    line = f"memory: {found['peak'] / GIB:.2f} GiB of tensors planned; {found['device']}{has}"
+    if found["fits"]:
+        return line, []
+    cure = "more GPUs, or a GPU with more memory, are needed"
+    if found["advice"] is not None:
+        cure = f"it would fit with {' '.join(found['advice'])}"
+    return line, [f"{line}, a tenth of which is left free: too little; {cure}"]
+
+
+def _machine() -> tuple[str, int | None]:
+    """Name and bytes of the device that trains."""
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return properties.name, int(properties.total_memory)
+    known = Path("/proc/meminfo")
+    if not known.is_file():
+        return "the CPU", None
+    line = next(x for x in known.read_text().splitlines() if x.startswith("MemAvailable"))
+    return "the CPU", int(line.split()[1]) * 1024

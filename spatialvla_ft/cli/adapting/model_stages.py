@@ -1,0 +1,169 @@
+"""Stages that plan, train, evaluate and export the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spatialvla_ft.cli.adapting import fingerprints, ledger
+from spatialvla_ft.cli.adapting.checks import check_fit
+from spatialvla_ft.cli.adapting.evaluating import evaluate, held_out
+from spatialvla_ft.cli.adapting.job import Job
+from spatialvla_ft.cli.adapting.memory import in_words, plan_beside_machine
+from spatialvla_ft.cli.adapting.recipe_yaml import annotated
+from spatialvla_ft.cli.adapting.stages import Done, Outcome, Stage
+
+HEADER = """\
+# What `spatialvla-ft adapt` trains, with every default written out. Behind each value stands where
+# it comes from: recipe ({recipe}), given (on the command line), adapt (found or
+# set by it), default. `spatialvla-ft train` runs this file too, on several GPUs if it is launched
+# so; `spatialvla-ft adapt` goes on from there.
+"""
+EXPORT_SAMPLES = 4
+
+
+def _plan_inputs(job: Job, done: Done) -> dict[str, Any]:
+    from spatialvla_ft.training.identity import flat
+
+    assert job.card is not None
+    return {
+        "the data": job.content,
+        "the card": fingerprints.of_card(job.card),
+        "the base": job.base_fingerprint,
+        "the statistics": done["statistics"].digest,
+        "the grid": done["grid"].digest,
+        **flat(job.recipe.model_dump(mode="json")),
+    }
+
+
+def _plan(job: Job, done: Done) -> Outcome:
+    from spatialvla_ft.training.identity import recipe_identity
+    from spatialvla_ft.training.recipe import load_recipe
+
+    assert job.card is not None
+    check_fit(job, job.card)
+    content = job.recipe.model_dump(mode="json")
+    origins = dict(job.origins)
+    if job.recipe.grid.fit is not None:
+        content["grid"] |= {"fit": None, "file": done["grid"].files["grid"], "zero_bin": False}
+        origins |= dict.fromkeys([("grid", name) for name in ("fit", "file", "zero_bin")], "adapt")
+    file = job.out / "recipe.yaml"
+    text = HEADER.format(recipe=job.recipe_file) + annotated(content, origins)
+    scratch = file.with_name(".recipe.yaml")
+    scratch.write_text(text, encoding="utf-8")
+    recipe = load_recipe(scratch)
+    given = _plan_inputs(job, done)
+    key = ledger.digest_of(
+        {**{n: v for n, v in given.items() if n.startswith("the ")}, **recipe_identity(recipe)}
+    )
+    lines = _make_room(job, recipe, key)
+    scratch.replace(file)
+    memory = plan_beside_machine(recipe, job.base_folder)
+    line, warnings = in_words(memory)
+    train, own = recipe.train, sum(origin == "given" for origin in origins.values())
+    lines += [
+        f"recipe with every default: {file} ({own} value(s) given on the command line)",
+        f"{train.steps:,} steps of {train.batch_size * train.gradient_accumulation} samples, "
+        f"learning rate {train.learning_rate:g}, {train.precision}; "
+        + ("no adapters" if recipe.lora is None else f"LoRA rank {recipe.lora.rank}"),
+        line,
+    ]
+    return Outcome(
+        {"training": key, "memory": memory}, files={"recipe": file}, lines=lines, warnings=warnings
+    )
+
+
+def _make_room(job: Job, recipe: Any, key: str) -> list[str]:
+    """An earlier training by another plan is moved aside."""
+    from spatialvla_ft.training import output
+
+    before = ledger.read_record(job.records, "plan.before")
+    if before is None or before.result.get("training") == key or not job.final.parent.exists():
+        return []
+    with output.held(job.final.parent):
+        aside = output.move_aside(recipe)
+    return [] if aside is None else [f"the earlier training is another one now; it lies in {aside}"]
+
+
+def _train_inputs(job: Job, done: Done) -> dict[str, Any]:
+    return {"the plan": done["plan"].result["training"]}
+
+
+def _train(job: Job, done: Done) -> Outcome:
+    from spatialvla_ft.cli.console import training_progress
+    from spatialvla_ft.training import output
+    from spatialvla_ft.training.loop import train
+
+    recipe = job.final_recipe
+    result, resumed = output.finished(recipe), (job.final.parent / "checkpoints").is_dir()
+    if result is None:
+        run = job.run()
+        with training_progress(run, quiet=job.quiet) as on_log:
+            result = train(run, on_log=on_log)
+    last = output.last_metrics(Path(recipe.output))
+    standing = int(last.get("validation/warnings", 0))
+    warnings = [
+        f"{standing} sign(s) of a collapsed policy stood at the last validation (see the warnings "
+        "of training, and distinct_tokens/, variance_ratio/ and image/ in metrics.jsonl)"
+    ] if standing else []  # fmt: skip
+    told = ", ".join(f"{k} {last[k]:.4g}" for k in ("loss", "validation/loss") if k in last)
+    how = "continued and finished" if resumed else "trained"
+    return Outcome(
+        {"steps": recipe.train.steps, "metrics": last, "plan": done["plan"].result["training"]},
+        files={"adapter": result, "metrics": job.final.parent / "metrics.jsonl"},
+        lines=[f"{how} {recipe.train.steps:,} steps: {told}; {result}"],
+        warnings=warnings,
+    )
+
+
+def _evaluate_inputs(job: Job, done: Done) -> dict[str, Any]:
+    return {"the training": done["train"].digest, "the base": job.base_fingerprint}
+
+
+def _evaluate(job: Job, done: Done) -> Outcome:
+    job.forget_run()
+    return evaluate(job)
+
+
+def _export_inputs(job: Job, done: Done) -> dict[str, Any]:
+    return {"the training": done["train"].digest}
+
+
+def _export(job: Job, done: Done) -> Outcome:
+    from spatialvla_ft.export.checkpoint import export_checkpoint
+    from spatialvla_ft.export.inputs import random_inputs, recorded_inputs
+
+    job.forget_run()
+    out, lines = job.out / "export", []
+    if out.exists():
+        number = 1
+        while (aside := out.with_name(f"export.old-{number}")).exists():
+            number += 1
+        out.rename(aside)
+        lines.append(f"the earlier export is of another training; it is now {aside}")
+    held = held_out(job)
+
+    def make_inputs(processor: Any, config: Any) -> Any:
+        if held is None:
+            return random_inputs(processor, config, count=EXPORT_SAMPLES)
+        return recorded_inputs(held, processor, config, count=EXPORT_SAMPLES)
+
+    made = export_checkpoint(job.final, out, make_inputs)
+    return Outcome(
+        json.loads(json.dumps(made.to_dict(), default=str)),
+        files={"export": out},
+        lines=[
+            *lines,
+            f"{out}: {made.parameters:,} parameters, merged in float32 (logits moved by at most "
+            f"{made.merge_difference:.2g}); loaded again, it gives the stored answers",
+        ],
+    )
+
+
+STAGES = (
+    Stage("plan", "plan the training", _plan_inputs, _plan),
+    Stage("train", "train", _train_inputs, _train),
+    Stage("evaluate", "evaluate, open loop", _evaluate_inputs, _evaluate),
+    Stage("export", "export", _export_inputs, _export),
+)
