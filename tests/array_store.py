@@ -40,9 +40,12 @@ class ArrayStore:
     def check_image(self, key, *, depth):
         raise AssertionError("there are no pictures")
 
-    def trajectory(self, episode, keys):
+    def trajectory(self, episode, keys, steps=None):
         self.reads[episode] += 1
-        return {key: self.episodes[episode][key] for key in keys}
+        columns = {key: self.episodes[episode][key] for key in keys}
+        if steps is None:
+            return columns
+        return {key: column[steps.start : steps.stop] for key, column in columns.items()}
 
     def value(self, key, episode, step):
         return self.episodes[episode][key][step]

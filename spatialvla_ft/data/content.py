@@ -30,7 +30,7 @@ def content_key(dataset: SampleDataset, *more: Any) -> str | None:
     rows = dataset.rows.key if dataset.rows is not None else ""
     parts = [KEPT_FORMAT, dataset.card.source_hash, dataset.store.content_hash, rows, *more]
     digest = hashlib.sha256(json.dumps(parts, default=str).encode())
-    digest.update(np.ascontiguousarray(dataset.episodes).tobytes())
+    digest.update(dataset.episodes.astype(np.int64).tobytes())
     return digest.hexdigest()[:24]
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.cards import load_cards
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.holdout import holdout
 from spatialvla_ft.data.kinematics import ForwardKinematics
 from spatialvla_ft.data.lerobot.dataset import LeRobotDataset, open_lerobot
 from spatialvla_ft.data.lerobot.hub import HUB, fetch_dataset, parse_address
@@ -21,7 +22,8 @@ from spatialvla_ft.data.lerobot.info import is_lerobot
 from spatialvla_ft.data.rlds.index import FrameIndex, build_index
 from spatialvla_ft.data.rlds.store import is_url
 from spatialvla_ft.data.rlds_store import RldsStore
-from spatialvla_ft.data.sample_dataset import Camera, SampleDataset, holdout
+from spatialvla_ft.data.sample_dataset import SampleDataset
+from spatialvla_ft.data.view import Camera
 
 __all__ = [
     "CARD_FILE",
@@ -183,7 +185,8 @@ def open_dataset(
             f"{index.name} has no split {split!r}; it has {list(index.splits)}. To hold out "
             "episodes of 'train' use holdout(dataset, fraction, seed)"
         )
-    episodes = np.array(index.splits[split], np.int64)
+    chosen = index.splits[split]
+    episodes = np.arange(chosen.start, chosen.stop)
     return RldsDataset(index, card, episodes=episodes, fast_dct=fast_dct, **common)
 
 

@@ -64,13 +64,15 @@ def binarize_backward(values: Array, open_above: float, closed_below: float) -> 
     tail may stay in between.
     """
     values = _real(values)
-    is_open, is_closed = values > open_above, values < closed_below
-    out = np.empty_like(values)
-    carry = values[-1] if len(values) else values
-    for t in reversed(range(len(values))):
-        carry = np.where(is_open[t], 1, np.where(is_closed[t], 0, carry))
-        out[t] = carry
-    return out
+    count = len(values)
+    if not count:
+        return np.empty_like(values)
+    is_open = values > open_above
+    decided = is_open | (values < closed_below)
+    steps = np.arange(count).reshape(-1, *[1] * (values.ndim - 1))
+    later = np.minimum.accumulate(np.where(decided, steps, count)[::-1], axis=0)[::-1]
+    state = np.take_along_axis(is_open, np.minimum(later, count - 1), axis=0)
+    return np.where(later < count, state.astype(values.dtype), values[-1])
 
 
 def rel_to_abs(values: Array, eps: float, positive_is: str) -> Array:
@@ -182,6 +184,9 @@ _KEYED = {
     "rel_to_abs": ("eps", "positive_is"),
     "axis_angle_to_euler": ("norm_eps",),
 }
+LOOKS_ALONG = frozenset({"binarize_backward", "rel_to_abs"})
+"""Ops whose result at a step depends on other steps of the episode."""
+
 _BARE = ("invert", "float", "squeeze_last")
 _CHOICES = {"positive_is": ("close", "open"), "quat_to_euler": ("xyzw",)}
 

@@ -69,9 +69,11 @@ class RldsStore:
         """DatasetError unless the dataset has this feature; pixels may be a plain tensor."""
         self.index.leaf(key)
 
-    def trajectory(self, episode: int, keys: tuple[str, ...]) -> Mapping[str, Any]:
-        """Columns of an episode."""
-        return self.index.trajectory(episode, keys)
+    def trajectory(
+        self, episode: int, keys: tuple[str, ...], steps: range | None = None
+    ) -> Mapping[str, Any]:
+        """Columns of an episode, or of some steps of it."""
+        return self.index.trajectory(episode, keys, steps)
 
     def value(self, key: str, episode: int, step: int) -> Any:
         """A column at one step; of an episode's feature, its value."""

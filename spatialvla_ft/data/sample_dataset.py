@@ -6,32 +6,35 @@ import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, Self, overload
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Int, Int64
 from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions, end_effector_delta
-from spatialvla_ft.data.camera_matrix import camera_matrix
 from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.card_fields import Intrinsics
+from spatialvla_ft.data.compact import compact
 from spatialvla_ft.data.content import content_key, kept_array
-from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.kinematics import ForwardKinematics, to_end_effector
+from spatialvla_ft.data.moving import moving
 from spatialvla_ft.data.sample import Observation, Sample
-from spatialvla_ft.data.standardise import Standardised, standardise, take_rows, wanted_keys
+from spatialvla_ft.data.standardise import (
+    RowsOfCard,
+    Standardised,
+    standardise,
+    take_rows,
+    wanted_keys,
+)
 from spatialvla_ft.data.store import EpisodeStore
-from spatialvla_ft.data.swaps import swap, swapped_slots
+from spatialvla_ft.data.view import Camera, View, check_card
 
 logger = logging.getLogger(__name__)
 
 CACHED_EPISODES = 256
-
-Camera = Intrinsics | Float64[np.ndarray, "3 3"]
-"""Intrinsics with their image size, or K for the image as it is stored."""
+"""Standardised; a dataset with more of them is standardised frame by frame."""
 
 
 class RowFilter(Protocol):
@@ -70,7 +73,7 @@ class SampleDataset(Sequence[Sample]):
         card: Card,
         *,
         horizon: int,
-        episodes: Int64[np.ndarray, " n"],
+        episodes: Int[np.ndarray, " n"],
         intrinsics: Mapping[str, Camera],
         depth: bool | None,
         window: int = 1,
@@ -83,7 +86,7 @@ class SampleDataset(Sequence[Sample]):
         self.store = store
         self.card = card
         self.horizon = horizon
-        self.episodes = episodes
+        self.episodes: Int[np.ndarray, " n"] = compact(episodes)
         self.intrinsics = dict(intrinsics)
         self.depth = bool(card.depth) and card.depth_scale is not None if depth is None else depth
         self.window = window
@@ -93,7 +96,11 @@ class SampleDataset(Sequence[Sample]):
         self.dropped: dict[str, tuple[int, int]] = {}
         self.name = store.label
         self._cache: OrderedDict[int, Standardised] = OrderedDict()
-        self._check_card()
+        self._card_rows = RowsOfCard(card)
+        check_card(card, store, self._view)
+        if card.depth and not self.depth:
+            reason = "it is switched off" if card.depth_scale else "the card has no depth_scale"
+            logger.info("%s: samples carry no depth: %s", self.name, reason)
 
     def __repr__(self) -> str:
         return (
@@ -104,55 +111,20 @@ class SampleDataset(Sequence[Sample]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
 
-    def _check_card(self) -> None:
-        """Every key of the card must exist, now rather than in the middle of a run."""
-        card, store = self.card, self.store
-        cameras = card.cameras or {}
-        for key in wanted_keys(card):
-            store.check_column(key)
-        for terms, depth in ((cameras, False), (card.depth, True)):
-            for slot, term in terms.items():
-                if term.path is None:
-                    what = f"{'depth ' if depth else ''}{slot}"
-                    raise DatasetError(f"card {card.name!r}: camera {what!r} must be a path")
-                store.check_image(term.path, depth=depth)
-        for slot, source in card.intrinsics.items():
-            if isinstance(source, str) and slot not in self.intrinsics:
-                store.check_column(source)
-        for source in card.extrinsics.values():
-            store.check_column(source)
-        absent = sorted(set(self.cameras or ()) - set(cameras))
-        if absent:
-            raise DatasetError(
-                f"{self.name}: its card has no camera {absent}; it has {sorted(cameras)}"
-            )
-        unknown = set(self.intrinsics) - set(cameras)
-        if unknown:
-            raise DatasetError(
-                f"intrinsics for {sorted(unknown)}, but card {card.name!r} has {sorted(cameras)}"
-            )
-        if self.depth and not card.depth:
-            raise DatasetError(f"depth was asked for, but card {card.name!r} names none")
-        if self.depth and card.depth_scale is None:
-            raise DatasetError(
-                f"card {card.name!r} has depth but no depth_scale; say how many metres one unit of "
-                "the stored depth is, e.g. depth_scale: 0.001 for millimetres"
-            )
-        if card.depth and not self.depth:
-            reason = "it is switched off" if card.depth_scale else "the card has no depth_scale"
-            logger.info("%s: samples carry no depth: %s", self.name, reason)
-
-    @cached_property
+    @property
     def episode_lengths(self) -> Int64[np.ndarray, " n"]:
-        """Steps of every episode after the card's drops and the filters on steps."""
-        if self.rows is not None:
-            return np.asarray(self.rows.lengths[self.episodes])
-        stored = self.store.episode_lengths[self.episodes]
-        return np.asarray(np.maximum(0, stored - self.card.lost_steps))
+        """Steps of every episode after the card's drops and the filters on steps; computed anew."""
+        return np.diff(self._ends, prepend=self._ends.dtype.type(0)).astype(np.int64)
 
     @cached_property
-    def _ends(self) -> Int64[np.ndarray, " n"]:
-        return np.cumsum(self.episode_lengths)
+    def _ends(self) -> Int[np.ndarray, " n"]:
+        """Steps up to the end of every episode."""
+        if self.rows is not None:
+            lengths = self.rows.lengths[self.episodes]
+        else:
+            stored = self.store.episode_lengths[self.episodes]
+            lengths = np.maximum(0, stored - self.card.lost_steps)
+        return compact(np.cumsum(lengths, dtype=np.int64))
 
     @cached_property
     def _kept(self) -> NDArray[np.int64] | None:
@@ -164,7 +136,7 @@ class SampleDataset(Sequence[Sample]):
 
     def _find_kept(self) -> NDArray[np.int64]:
         keep = [
-            _moving(self.card, self.standardised(episode).action, self.horizon)
+            moving(self.card, self.standardised(episode).action, self.horizon)
             for episode in self.episodes.tolist()
         ]
         return np.flatnonzero(np.concatenate(keep)) if keep else np.empty(0, np.int64)
@@ -245,12 +217,12 @@ class SampleDataset(Sequence[Sample]):
         part._cache = OrderedDict()
         return part
 
-    def subset(self, episodes: Int64[np.ndarray, " n"]) -> Self:
+    def subset(self, episodes: Int[np.ndarray, " n"]) -> Self:
         """A view of some episodes, by their number in the store."""
         part = copy.copy(self)
-        for derived in ("episode_lengths", "_ends", "_kept", "action_space"):
+        for derived in ("_ends", "_kept", "action_space"):
             part.__dict__.pop(derived, None)
-        part.episodes = np.asarray(episodes, np.int64)
+        part.episodes = compact(np.asarray(episodes))
         return part
 
     def with_intrinsics(self, cameras: Mapping[str, Camera]) -> Self:
@@ -261,11 +233,21 @@ class SampleDataset(Sequence[Sample]):
 
     def locate(self, frame: int) -> tuple[int, int]:
         """(episode of the store, row of its standardised trajectory) of a frame."""
+        place, row = self._place(frame)
+        return int(self.episodes[place]), row
+
+    def _place(self, frame: int) -> tuple[int, int]:
+        """(which of `episodes`, row) of a frame."""
         if self._kept is not None:
             frame = int(self._kept[frame])
-        i = int(np.searchsorted(self._ends, frame, side="right"))
-        row = frame - (int(self._ends[i - 1]) if i else 0)
-        return int(self.episodes[i]), row
+        ends = self._ends
+        # A number of another type would have the whole array converted for each frame.
+        place = int(ends.searchsorted(ends.dtype.type(frame), side="right"))
+        return place, frame - self._start(place)
+
+    def _start(self, place: int) -> int:
+        """Steps before one of `episodes`."""
+        return int(self._ends[place - 1]) if place else 0
 
     def standardised(self, episode: int) -> Standardised:
         """The standard steps of an episode of the store, after the filters on steps."""
@@ -284,6 +266,18 @@ class SampleDataset(Sequence[Sample]):
         self._cache[episode] = found
         return found
 
+    def _rows(self, episode: int, rows: range) -> tuple[Standardised, int]:
+        """Some rows of a standardised trajectory, perhaps among others, and the first one's number.
+
+        Where there are more episodes than are kept, the one asked for hardly ever is: then only
+        these rows are computed. Filters on steps and the user's kinematics see whole episodes.
+        """
+        whole = self.rows is not None or self.forward_kinematics is not None
+        if whole or len(self.episodes) <= CACHED_EPISODES:
+            return self._trajectory(episode), 0
+        read = partial(self.store.trajectory, episode)
+        return self._card_rows.standardise(read, rows), rows.start
+
     @overload
     def __getitem__(self, frame: int) -> Sample: ...
     @overload
@@ -294,114 +288,36 @@ class SampleDataset(Sequence[Sample]):
             return [self[i] for i in range(*frame.indices(len(self)))]
         if not -len(self) <= frame < len(self):
             raise IndexError(f"frame {frame} of {self.name}: there are {len(self)}")
-        episode, row = self.locate(frame % len(self))
-        trajectory = self._trajectory(episode)
-        count = len(trajectory.steps)
+        place, row = self._place(frame % len(self))
+        episode = int(self.episodes[place])
+        count = int(self._ends[place]) - self._start(place)
+        seen = range(max(row - self.window + 1, 0), min(row + self.horizon, count))
+        part, first = self._rows(episode, seen)
+        present = row - first
         ahead = np.arange(row, row + self.horizon)
+        view = self._view
         # Oldest first: a video decoder then only moves forward.
-        seen = [max(row - back, 0) for back in range(self.window - 1, -1, -1)]
-        *past, present = (self._observe(trajectory, episode, at) for at in seen)
+        *past, now = (
+            self._observe(view, part, episode, max(present - back, -first))
+            for back in range(self.window - 1, -1, -1)
+        )
         return Sample(
-            **present,
+            **now,
             history=tuple(Observation(**fields) for fields in past),
-            instruction=trajectory.language[row] if trajectory.language else "",
-            actions=RawActions(trajectory.action[np.minimum(ahead, count - 1)]),
+            instruction=part.language[present] if part.language else "",
+            actions=RawActions(part.action[np.minimum(ahead, count - 1) - first]),
             action_space=self.action_space,
             valid=ahead < count,
             dataset=self.name,
             episode=episode,
-            step=int(trajectory.steps[row]),
+            step=int(part.steps[present]),
         )
 
-    def _observe(self, trajectory: Standardised, episode: int, row: int) -> dict[str, Any]:
-        """Fields of the observation at a row of a trajectory."""
-        step = int(trajectory.steps[row])
-        places = swapped_slots(self.card, self.name, episode)
-        images = {}
-        for slot, key in trajectory.images.items():
-            if not self._wanted(slot, places):
-                continue
-            image = self.store.rgb(key, episode, step)
-            if image is not None:
-                images[slot] = image
-        depth = self._depth(episode, step, places) if self.depth else None
-        intrinsics = self._intrinsics(episode, step, images)
-        extrinsics = self._extrinsics(episode, step, places)
-        return {
-            "images": swap(images, places),
-            "depth": None if depth is None else swap(depth, places),
-            "intrinsics": swap(intrinsics, places),
-            "extrinsics": swap(extrinsics, places),
-            "proprio": None if trajectory.proprio is None else trajectory.proprio[row],
-        }
+    @property
+    def _view(self) -> View:
+        return View(self.store, self.card, self.name, self.cameras, self.depth, self.intrinsics)
 
-    def _wanted(self, slot: str, places: Mapping[str, str]) -> bool:
-        """Whether a camera of the card is read, given the places that cameras take."""
-        return self.cameras is None or places.get(slot, slot) in self.cameras
-
-    def _depth(
-        self, episode: int, step: int, places: Mapping[str, str]
-    ) -> dict[str, Float32[np.ndarray, "H W"]]:
-        depth = {}
-        for slot, term in self.card.depth.items():
-            if not self._wanted(slot, places):
-                continue
-            values = self.store.stored_depth(term.path, episode, step)
-            if values is not None:
-                depth[slot] = to_metres(values, self.card.depth_scale or 1.0)
-        return depth
-
-    def _intrinsics(
-        self, episode: int, step: int, images: Mapping[str, np.ndarray]
-    ) -> dict[str, Float64[np.ndarray, "3 3"]]:
-        sources: dict[str, Any] = {**self.card.intrinsics, **self.intrinsics}
-        matrices = {}
-        for slot, source in sources.items():
-            if slot not in images:
-                continue
-            if isinstance(source, Intrinsics):
-                height, width = images[slot].shape[:2]
-                matrices[slot] = source.matrix(width, height)
-            else:
-                stored = isinstance(source, str)
-                value = self.store.value(source, episode, step) if stored else source
-                matrices[slot] = camera_matrix(value, f"{self.name}, {slot}")
-        return matrices
-
-    def _extrinsics(
-        self, episode: int, step: int, places: Mapping[str, str]
-    ) -> dict[str, Float64[np.ndarray, "4 4"]]:
-        """Camera-to-base transform per slot, metres; empty if the card names none."""
-        return {
-            slot: np.asarray(self.store.value(key, episode, step), np.float64).reshape(4, 4)
-            for slot, key in self.card.extrinsics.items()
-            if self._wanted(slot, places)
-        }
-
-
-def _moving(card: Card, action: RawActions, horizon: int) -> NDArray[np.bool_]:
-    """(T,) whether any action of the chunk that starts there moves, for every filter."""
-    keep = np.ones(len(action), bool)
-    for rule in card.filters:
-        low, high = rule.dims
-        spread = np.asarray(rule.q99) - np.asarray(rule.q01) + 1e-8
-        moves = (np.abs(2 * action[:, low:high] / spread) > rule.tol).any(axis=1)
-        last = len(moves) - 1
-        ahead = np.minimum(np.arange(len(moves))[:, None] + np.arange(horizon), last)
-        keep &= moves[ahead].any(axis=1)
-    return keep
-
-
-def holdout(dataset: SampleDataset, fraction: float, seed: int) -> tuple[Any, Any]:
-    """(rest, held out): `fraction` of the episodes, drawn by `seed`, at least one of each."""
-    count = len(dataset.episodes)
-    held = max(1, round(fraction * count))
-    if not 0 < fraction < 1 or held >= count:
-        raise DatasetError(
-            f"cannot hold out {fraction} of {count} episodes of {dataset.name}: the fraction must "
-            "be between 0 and 1 and leave an episode on both sides"
-        )
-    order = np.random.default_rng(seed).permutation(count)
-    parts = np.sort(order[held:]), np.sort(order[:held])
-    rest, held_out = (dataset.subset(dataset.episodes[part]) for part in parts)
-    return rest, held_out
+    def _observe(self, view: View, part: Standardised, episode: int, row: int) -> dict[str, Any]:
+        """Fields of the observation at a row of a part of a trajectory."""
+        proprio = None if part.proprio is None else part.proprio[row]
+        return {**view.at(episode, int(part.steps[row])), "proprio": proprio}

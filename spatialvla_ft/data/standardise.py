@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
+from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import RawActions
 from spatialvla_ft.data.card import Card
@@ -49,13 +50,7 @@ def flatten(trajectory: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def wanted_keys(card: Card) -> tuple[str, ...]:
     """Columns that `standardise` reads."""
-    terms: list[Term] = list(card.action.terms)
-    terms += card.proprio.terms if card.proprio else []
-    terms += [card.relabel.source] if card.relabel else []
-    keys = [term.path for term in terms if term.path is not None]
-    if card.language.kind != "none" and card.language.key:
-        keys.append(card.language.key)
-    return tuple(dict.fromkeys(keys))
+    return (*_keys(_terms(card)), *_word_keys(card))
 
 
 def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
@@ -81,8 +76,89 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
         raise DatasetError(f"card {card.name!r}: columns of different lengths {lengths}")
     columns = {key: raw[key][first:] for key in keys}
     count = max(0, next(iter(lengths.values()), 0) - first)
-    action = _join(card, "action", card.action.terms, columns, count)
-    if card.action.joints is None and action.shape[1] != card.action_space.dim:
+    width = None if card.action.joints is not None else card.action_space.dim
+    steps = range(first, first + count)
+    return _apply(card, lambda term: term.evaluate(columns, count), columns, steps, width)
+
+
+Read = Callable[[tuple[str, ...], range | None], Mapping[str, Any]]
+"""Columns of an episode by their keys, of all steps or of some."""
+
+
+class RowsOfCard:
+    """Some rows of what `standardise` gives, without the rest of the episode.
+
+    Only the steps that the rows need are read; all of them only of columns of terms that look along
+    the episode, such as gripper events.
+
+    Args:
+        card: how to read the dataset.
+    """
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        terms = _terms(card)
+        self._whole = _keys(term for term in terms if term.looks_along)
+        self._part = tuple(key for key in wanted_keys(card) if key not in self._whole)
+        self._ahead = card.lost_steps - card.drop.first
+        self._width = None if card.action.joints is not None else card.action_space.dim
+
+    def standardise(self, read: Read, rows: range) -> Standardised:
+        """Rows `rows` of `standardise(card, read(wanted_keys(card), None))`, bit for bit.
+
+        Args:
+            read: of the episode.
+            rows: without gaps, all of them rows that the episode has.
+        """
+        start, stop = rows.start, rows.stop + self._ahead
+        first = self.card.drop.first
+        steps = range(first + start, first + stop)
+        columns = dict(read(self._part, steps)) if self._part else {}
+        whole = read(self._whole, None) if self._whole else {}
+        whole = {key: values[first:] for key, values in whole.items()}
+        columns |= {key: values[start:stop] for key, values in whole.items()}
+
+        def evaluate(term: Term) -> NDArray[Any]:
+            if term.looks_along and term.path is not None:
+                return term.evaluate(whole, len(whole[term.path]))[start:stop]
+            return term.evaluate(columns, len(steps))
+
+        return _apply(self.card, evaluate, columns, steps, self._width)
+
+
+def _terms(card: Card) -> list[Term]:
+    terms: list[Term] = list(card.action.terms)
+    terms += card.proprio.terms if card.proprio else []
+    return [*terms, card.relabel.source] if card.relabel else terms
+
+
+def _keys(terms: Iterable[Term]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(term.path for term in terms if term.path is not None))
+
+
+def _word_keys(card: Card) -> tuple[str, ...]:
+    key = card.language.key if card.language.kind != "none" else None
+    return (key,) if key else ()
+
+
+def _apply(
+    card: Card,
+    evaluate: Callable[[Term], NDArray[Any]],
+    columns: Mapping[str, Any],
+    steps: range,
+    width: int | None,
+) -> Standardised:
+    """Standard rows of consecutive steps; the last one goes where actions need the step ahead.
+
+    Args:
+        card: how to read the dataset.
+        evaluate: a term to its values at the steps.
+        columns: with the words at the steps.
+        steps: numbers of the steps.
+        width: of the action; None where the dataset decides it.
+    """
+    action = _join(card, "action", card.action.terms, evaluate)
+    if width is not None and action.shape[1] != width:
         names = card.action_space.names
         raise DatasetError(
             f"card {card.name!r}: {', '.join(names)} make {len(names)} columns, the terms give "
@@ -90,12 +166,11 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
         )
     proprio = None
     if card.proprio:
-        proprio = _join(card, "proprio", card.proprio.terms, columns, count)
+        proprio = _join(card, "proprio", card.proprio.terms, evaluate)
     language = _language(card, columns)
-    steps = np.arange(first, first + count, dtype=np.int64)
-    if card.relabel and count:
+    if card.relabel and len(steps):
         low, high = card.relabel.dims
-        state = _join(card, "relabel", [card.relabel.source], columns, count)
+        state = _join(card, "relabel", [card.relabel.source], evaluate)
         if card.relabel.rule == "target_minus_current":
             action = _towards(card, action, state)
         else:
@@ -105,7 +180,8 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
             proprio = None if proprio is None else proprio[:-1]
             language = None if language is None else language[:-1]
     images = {slot: term.path for slot, term in (card.cameras or {}).items()}
-    return Standardised(RawActions(action), proprio, language, images, steps)
+    numbers = np.arange(steps.start, steps.stop, dtype=np.int64)
+    return Standardised(RawActions(action), proprio, language, images, numbers)
 
 
 def take_rows(found: Standardised, keep: Bool[np.ndarray, " T"]) -> Standardised:
@@ -123,11 +199,10 @@ def take_rows(found: Standardised, keep: Bool[np.ndarray, " T"]) -> Standardised
 
 
 def _join(
-    card: Card, what: str, terms: list[Term], columns: Mapping[str, Any], count: int
+    card: Card, what: str, terms: list[Term], evaluate: Callable[[Term], NDArray[Any]]
 ) -> Float32[np.ndarray, "T n"]:
     try:
-        parts = [term.evaluate(columns, count).astype(np.float32) for term in terms]
-        return np.concatenate(parts, axis=-1)
+        return np.concatenate([evaluate(term).astype(np.float32) for term in terms], axis=-1)
     except (ValueError, IndexError) as error:
         raise DatasetError(f"card {card.name!r}, {what}: {error}") from None
 

@@ -48,8 +48,10 @@ class EpisodeStore(Protocol):
     def check_image(self, key: str, *, depth: bool) -> None:
         """DatasetError unless `key` is a picture, or a depth picture."""
 
-    def trajectory(self, episode: int, keys: tuple[str, ...]) -> Mapping[str, Any]:
-        """Columns of an episode, (steps, ...) each."""
+    def trajectory(
+        self, episode: int, keys: tuple[str, ...], steps: range | None = None
+    ) -> Mapping[str, Any]:
+        """Columns of an episode, (steps, ...) each; of some steps only, where they are given."""
 
     def value(self, key: str, episode: int, step: int) -> Any:
         """A column at one step."""

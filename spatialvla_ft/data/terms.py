@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.ops import Op, apply_op, parse_op
+from spatialvla_ft.data.ops import LOOKS_ALONG, Op, apply_op, parse_op
 
 _CONSTANT = re.compile(r"(zeros|ones)\((\d+)\)")
 _PATH = re.compile(r"([^\[\]()\s]+)(?:\[(-?\d+)?:(-?\d+)?\])?")
@@ -40,6 +41,11 @@ class Term:
         if start is None and stop is None:
             return self.path
         return f"{self.path}[{'' if start is None else start}:{'' if stop is None else stop}]"
+
+    @cached_property
+    def looks_along(self) -> bool:
+        """Whether a value depends on other steps of the episode."""
+        return any(op.name in LOOKS_ALONG for op in self.ops)
 
     def evaluate(self, trajectory: Mapping[str, Any], steps: int) -> NDArray[Any]:
         """(T, n) values; a scalar per step becomes 1 wide; as they come, cast by the caller."""

@@ -180,6 +180,8 @@ def test_crosses_processes_and_caches_a_bounded_number(demo, monkeypatch):
     monkeypatch.setattr(module, "CACHED_EPISODES", 2)
     dataset = open_dataset(demo, card=None)
     before = [sample.actions for sample in dataset]
+    for episode in range(6):
+        dataset._trajectory(episode)
     assert len(dataset._cache) == 2
     copy = pickle.loads(pickle.dumps(dataset))
     np.testing.assert_array_equal([sample.actions for sample in copy], before)

@@ -14,7 +14,8 @@ from spatialvla_ft.data.kinematics import ForwardKinematics
 from spatialvla_ft.data.lerobot.draft import draft_card
 from spatialvla_ft.data.lerobot.pace import warn_where_slow
 from spatialvla_ft.data.lerobot.store import LeRobotStore
-from spatialvla_ft.data.sample_dataset import Camera, SampleDataset
+from spatialvla_ft.data.sample_dataset import SampleDataset
+from spatialvla_ft.data.view import Camera
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,12 @@ def open_lerobot(
             f"{store.name} has no split {split!r}; it has {list(store.splits)}. To hold out "
             "episodes of 'train' use holdout(dataset, fraction, seed)"
         )
+    chosen = store.splits[split]
     dataset = LeRobotDataset(
         store,
         card,
         horizon=horizon,
-        episodes=np.array(store.splits[split], np.int64),
+        episodes=np.arange(chosen.start, chosen.stop),
         intrinsics=intrinsics,
         depth=depth,
         window=window,

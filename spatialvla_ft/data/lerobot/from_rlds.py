@@ -79,10 +79,10 @@ def to_lerobot(
     with LeRobotWriter(
         out, fps=rate, features=features, codecs=codecs, robot_type=card.robot
     ) as writer:
-        for episode in range(index.num_episodes):
-            _convert_episode(index, card, entries, writer, episode, losses, images)
+        for episode, length in enumerate(index.episode_lengths.tolist()):
+            _convert_episode(index, entries, writer, episode, length, losses, images)
             report.episodes += 1
-            report.steps += int(index.episode_lengths[episode])
+            report.steps += length
             if progress is not None:
                 progress(report.episodes)
         writer.close(index.splits)
@@ -136,8 +136,8 @@ def _features(index: FrameIndex, entries: list[Entry], images: str) -> dict[str,
 
 
 def _first_picture(index: FrameIndex, entry: Entry) -> NDArray[Any]:
-    for episode in range(index.num_episodes):
-        for step in range(int(index.episode_lengths[episode])):
+    for episode, length in enumerate(index.episode_lengths.tolist()):
+        for step in range(length):
             data = index.image_bytes(episode, step, entry.rlds)
             if data:
                 return _decode(data, entry)
@@ -152,10 +152,10 @@ def _decode(data: bytes, entry: Entry) -> NDArray[Any]:
 
 def _convert_episode(
     index: FrameIndex,
-    card: Card,
     entries: list[Entry],
     writer: LeRobotWriter,
     episode: int,
+    length: int,
     losses: dict[str, DepthLoss],
     images: str,
 ) -> None:
@@ -163,7 +163,6 @@ def _convert_episode(
     pictures: dict[str, list[bytes]] = {}
     videos: dict[str, Iterator[NDArray[Any]]] = {}
     extra: dict[str, Any] = {}
-    length = int(index.episode_lengths[episode])
     tasks = [""] * length
     for entry in entries:
         key = entry.lerobot

@@ -117,10 +117,14 @@ class LeRobotStore:
                 f"{kinds[depth]}; depth features are called depth.<camera>"
             )
 
-    def trajectory(self, episode: int, keys: tuple[str, ...]) -> Mapping[str, Any]:
-        """Columns of an episode; `task` gives the words of every step."""
-        columns = self._episode(episode)
-        return {key: columns[key] for key in keys}
+    def trajectory(
+        self, episode: int, keys: tuple[str, ...], steps: range | None = None
+    ) -> Mapping[str, Any]:
+        """Columns of an episode, or of some steps of it; `task` gives the words of every step."""
+        columns, part = self._episode(episode), slice(None)
+        if steps is not None:
+            part = slice(steps.start, steps.stop)
+        return {key: columns[key][part] for key in keys}
 
     def value(self, key: str, episode: int, step: int) -> Any:
         """A column at one step."""

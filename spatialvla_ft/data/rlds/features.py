@@ -6,6 +6,7 @@ all steps are joined; every further sequence adds one `ragged_row_lengths_<i>`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class Leaf:
     @property
     def width(self) -> int:
         """Numbers per value; -1 if that varies."""
-        return -1 if -1 in self.shape else int(np.prod(self.shape, dtype=np.int64))
+        return -1 if -1 in self.shape else math.prod(self.shape)
 
     @property
     def encoded(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.errors import DatasetError
@@ -301,50 +302,71 @@ class FrameIndex:
             )
         return data
 
-    def column(self, key: str, episode: int) -> Any:
-        """All values of a feature in an episode.
+    def column(self, key: str, episode: int, steps: range | None = None) -> Any:
+        """All values of a feature in an episode, or those of some steps.
 
         Returns:
             (steps, *shape) array in the dtype that the dataset declares, bytes as an object array;
             a list with one entry per step where the length varies. The value alone for a feature
             of the episode (`episode_metadata.seed`), None if it is optional and this one lacks it.
         """
-        leaf = self.leaf(key)
-        self._check_episode(episode)
-        if leaf.level == "episode":
-            return self._rows(leaf, self._episodes, episode, 1)[0]
-        first, count = self._of(episode, "first_step"), self._of(episode, "num_steps")
-        return self._rows(leaf, self._steps, first, count)
+        return self.trajectory(episode, (key,), steps)[key]
 
     def value(self, key: str, episode: int, step: int) -> Any:
         """A feature at one step; of an episode's feature, its value."""
         leaf = self.leaf(key)
         self._check_episode(episode)
         if leaf.level == "episode":
-            return self._rows(leaf, self._episodes, episode, 1)[0]
+            return self._rows(leaf, self._episodes.locate(episode), 1)[0]
         self._check_step(episode, step)
         first = self._of(episode, "first_step")
-        return self._rows(leaf, self._steps, first + step, 1)[0]
+        return self._rows(leaf, self._steps.locate(first + step), 1)[0]
 
-    def _rows(self, leaf: Leaf, table: Table, row: int, count: int) -> Any:
+    def _rows(self, leaf: Leaf, place: tuple[pa.RecordBatch, int], count: int) -> Any:
         if leaf.kind == "image":
             raise DatasetError(
                 f"{leaf.path!r} of {self.name} is an image; read it with image_bytes()"
             )
-        batch, local = table.locate(row)
-        has = leaf.path + col.PRESENT
-        if has in batch.schema.names and not batch.column(has)[local].as_py():
+        batch, local = place
+        has = batch.schema.get_field_index(leaf.path + col.PRESENT)
+        if has >= 0 and not batch.column(has)[local].as_py():
             return [None]
-        names = [leaf.path, leaf.path + col.SHAPE]
-        columns = {n: batch.column(n).slice(local, count) for n in names if n in batch.schema.names}
+        columns = {}
+        for name in (leaf.path, leaf.path + col.SHAPE):
+            at = batch.schema.get_field_index(name)
+            if at >= 0:
+                columns[name] = batch.column(at).slice(local, count)
         return from_arrow(leaf, columns)
 
-    def trajectory(self, episode: int, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """Columns of an episode by dotted name; all but images unless `keys` are given."""
+    def trajectory(
+        self, episode: int, keys: tuple[str, ...] | None = None, steps: range | None = None
+    ) -> dict[str, Any]:
+        """Columns of an episode by dotted name, see `column`.
+
+        Args:
+            episode: its number over all splits.
+            keys: which; all but images unless given.
+            steps: of these steps only.
+        """
         if keys is None:
             leaves = self.leaves.values()
             keys = tuple(x.path for x in leaves if x.level == "step" and x.kind != "image")
-        return {key: self.column(key, episode) for key in keys}
+        named = {key: self.leaf(key) for key in keys}
+        self._check_episode(episode)
+        first, count = self._of(episode, "first_step"), self._of(episode, "num_steps")
+        if steps is not None:
+            if not 0 <= steps.start <= steps.stop <= count or steps.step != 1:
+                raise IndexError(
+                    f"steps {steps} of episode {episode} of {self.name}: it has {count} steps"
+                )
+            first, count = first + steps.start, len(steps)
+        of_steps = self._steps.locate(first)
+        return {
+            key: self._rows(leaf, of_steps, count)
+            if leaf.level == "step"
+            else self._rows(leaf, self._episodes.locate(episode), 1)[0]
+            for key, leaf in named.items()
+        }
 
     def _check_episode(self, episode: int) -> None:
         self._open()

@@ -39,7 +39,10 @@ def _unlist(leaf: Leaf, columns: dict[str, pa.Array], ragged: int) -> Any:
         if -1 in leaf.shape:
             return values
         return np.stack(values) if values else np.empty((0, *leaf.shape), leaf.dtype)
-    if leaf.shape:
+    if leaf.shape and leaf.width >= 0:
+        # As `flatten` does, without pyarrow's compute engine, which costs more than all else here.
+        array = array.values.slice(array.offset * leaf.width, count * leaf.width)
+    elif leaf.shape:
         array = array.flatten()
     flat: NDArray[Any]
     if leaf.kind == "bytes":
