@@ -32,7 +32,7 @@ def planned_memory(run: Run, *, always: bool) -> dict[str, Any] | None:
     if not (always or on_gpu or large) or run.recipe.model.quantisation is not None:
         return None
     plan = plan_memory(run.recipe, run.spatialvla.config).on_gpus(process_count(), "none")
-    device, memory = "this machine", _free_host()
+    device, memory = "this machine", free_host()
     if on_gpu:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         device, memory = properties.name, properties.total_memory
@@ -46,7 +46,7 @@ def planned_memory(run: Run, *, always: bool) -> dict[str, Any] | None:
     }
 
 
-def _free_host() -> int | None:
+def free_host() -> int | None:
     """Bytes of the host's memory that a process can still get; None where the system is silent."""
     known = Path("/proc/meminfo")
     if not known.is_file():

@@ -38,6 +38,7 @@ lora: {rank: 4, train_whole: [spatial_embed_tokens]}
 train:
   steps: 4
   batch_size: 2
+  global_batch: 4
   learning_rate: 1.0e-3
   threads: 1
   log_every: 1
@@ -93,6 +94,7 @@ def test_from_data_to_export_and_what_a_second_call_does(lab):
     # The recipe with its defaults is the one that was trained.
     written = yaml.safe_load((lab.out / "recipe.yaml").read_text())
     trained = yaml.safe_load((lab.out / "train" / "recipe.yaml").read_text())
+    assert trained["train"].pop("gradient_accumulation") == 2  # it follows from global_batch
     assert written == trained
     assert written["train"]["clip_norm"] == 1.0
     text = (lab.out / "recipe.yaml").read_text().splitlines()
@@ -146,24 +148,25 @@ def test_from_data_to_export_and_what_a_second_call_does(lab):
 
 
 def test_a_changed_card_does_again_what_depends_on_it(lab):
-    stop = ("--stop-after", "plan", "--accept-errors")
-    assert list(lab.done_again(*stop)) == ALL[:5]
-    # Nothing is trained yet, but what may be changed freely leaves the plan's training alone.
-    plan = lab.out / "stages" / "plan.json"
-    key = json.loads(plan.read_text())["result"]["training"]
-    assert list(lab.done_again(*stop, "train.log_every=3")) == ["plan"]
-    assert json.loads(plan.read_text())["result"]["training"] == key
+    stop = ("--stop-after", "grid", "--accept-errors")
+    assert list(lab.done_again(*stop)) == ALL[:4]
     card = lab.data / "card.yaml"
     card.write_text("# a comment changes nothing\n" + card.read_text())
-    assert lab.done_again(*stop, "train.log_every=3") == {}
+    assert lab.done_again(*stop) == {}
     card.write_text(card.read_text().replace("action[0:3]", "action[1:4]"))
-    again = lab.done_again(*stop, "train.log_every=3")
-    assert list(again) == ["inspect", "statistics", "grid", "plan"]
+    again = lab.done_again(*stop)
+    assert list(again) == ["inspect", "statistics", "grid"]
     assert again["statistics"] == "changed: the card"
     assert again["grid"] == "changed: the statistics"
-    assert json.loads(plan.read_text())["result"]["training"] != key
     (lab.out / "grid.png").unlink()
-    assert lab.done_again(*stop, "train.log_every=3") == {"grid": f"{lab.out / 'grid.png'} is gone"}
+    assert lab.done_again(*stop) == {"grid": f"{lab.out / 'grid.png'} is gone"}
+
+
+def test_what_may_change_freely_keeps_the_training(lab):
+    lab.json("--accept-errors", "--stop-after", "train", "train.steps=1")
+    stop = ("--accept-errors", "--stop-after", "train", "train.steps=1", "train.log_every=3")
+    assert list(lab.done_again(*stop)) == ["plan"]
+    assert not (lab.out / "train.old-1").exists()
 
 
 @pytest.mark.parametrize("end", ["killed", "SIGTERM"])
@@ -171,7 +174,7 @@ def test_training_goes_on_where_it_stopped(lab, monkeypatch, end):
     real = Loop.micro_step
 
     def dies(self, batch, step):
-        if step == 3:
+        if step == 7:  # half way through the fourth of five steps
             if end == "killed":
                 raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGTERM)
@@ -187,7 +190,7 @@ def test_training_goes_on_where_it_stopped(lab, monkeypatch, end):
         Loop, "micro_step", lambda self, batch, step: steps.append(step) or real(self, batch, step)
     )
     assert list(lab.done_again(*lab_args)) == ["train"]
-    assert steps == ([2, 3, 4] if end == "killed" else [4])
+    assert steps == ([4, 5, 6, 7, 8, 9] if end == "killed" else [8, 9])
 
 
 def test_a_lerobot_folder_without_card_waits_for_a_person(demo_data, base, tmp_path):

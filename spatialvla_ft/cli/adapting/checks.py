@@ -126,7 +126,5 @@ def _check_episodes(job: Job) -> list[str]:
         )
     if held >= FEW:
         return []
-    return [
-        f"only {held} of {count} episodes are held out, so figures on them say little; more with "
-        "data.holdout=0.2"
-    ]
+    cure = "record more" if data.holdout >= 0.2 else "more with data.holdout=0.2"
+    return [f"only {held} of {count} episodes are held out, so figures on them say little: {cure}"]

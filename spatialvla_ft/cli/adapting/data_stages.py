@@ -132,9 +132,6 @@ def _statistics(job: Job, done: Done) -> Outcome:
     file = job.out / "statistics.json"
     file.write_text(json.dumps(checkpoint_layout({dataset.name: scan}), indent=1) + "\n")
     found, names = scan.statistics, dataset.action_space.names
-    for what, flags in (("never move", found.constant), ("hardly ever move", found.degenerate)):
-        if stuck := [name for name, flag in zip(names, flags, strict=True) if flag]:
-            warnings.append(f"{', '.join(stuck)} {what} in this dataset: nothing to learn there")
     episodes = {
         "train": len(dataset.episodes),
         "held out": 0 if held is None else len(held.episodes),

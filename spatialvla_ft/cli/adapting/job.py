@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from spatialvla_ft.data.card import Card
     from spatialvla_ft.data.inspection.source import Source
     from spatialvla_ft.data.mixtures import Opened
+    from spatialvla_ft.training.preflight import Preflight
     from spatialvla_ft.training.recipe import Recipe
     from spatialvla_ft.training.run import Run
 
@@ -54,10 +56,16 @@ class Job:
     accept_errors: bool = False
     export: bool = False
     quiet: bool = False
-    warnings: list[str] = field(default_factory=list)
     _run: Run | None = None
+    _preflight: Preflight | None = None
 
     def __post_init__(self) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                "adapt is one process. For training on several GPUs give --stop-after plan, launch "
+                f"`spatialvla-ft train {self.out / 'recipe.yaml'}` (docs/distributed.md), then "
+                "give the same command again, which goes on after it"
+            )
         for assignment in self.overrides:
             key = assignment.partition("=")[0]
             if key in OURS:
@@ -224,13 +232,27 @@ class Job:
             self._run = build(self.final_recipe)
         return self._run
 
+    def preflight(self) -> Preflight:
+        """The report before the first step, made once and shown unless quiet."""
+        from rich.console import Console
+
+        from spatialvla_ft.cli.preflight_view import show_preflight
+        from spatialvla_ft.training.preflight import preflight
+
+        if self._preflight is None:
+            self._preflight = preflight(self.run())
+            if not self.quiet:
+                quiet = replace(self._preflight, warnings=[])  # they are told by the stage
+                show_preflight(quiet, Console(stderr=True, highlight=False), problems=False)
+        return self._preflight
+
     def forget_run(self) -> None:
         """Free the model and what belongs to it."""
         import gc
 
         import torch
 
-        self._run = None
+        self._run = self._preflight = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -14,6 +14,8 @@ GIB = 2**30
 def plan_beside_machine(recipe: Recipe, base: Path) -> dict[str, Any]:
     """{"peak", "parts", "available": bytes or None, "device", "fits", "advice": overrides or None}.
 
+    Four-bit weights are not planned; their "peak" is None.
+
     Args:
         recipe: what is trained.
         base: folder of its base.
@@ -21,12 +23,16 @@ def plan_beside_machine(recipe: Recipe, base: Path) -> dict[str, Any]:
     from spatialvla_ft.bench.memory_advice import first_that_fits
     from spatialvla_ft.bench.memory_plan import PROMPT_TOKENS, plan_memory
     from spatialvla_ft.bench.workloads import config_of
+    from spatialvla_ft.training.global_batch import with_accumulation
 
+    recipe = with_accumulation(recipe, 1)
     local = recipe.model.model_copy(update={"base": str(base)})
     recipe = recipe.model_copy(update={"model": local})
+    device, available = _machine()
+    if recipe.model.quantisation is not None:
+        return {"peak": None, "device": device, "available": available, "fits": True}
     config = config_of(recipe)
     plan = plan_memory(recipe, config)
-    device, available = _machine()
     fits = available is None or plan.fits(available)
     found: dict[str, Any] = {
         "peak": plan.peak,
@@ -45,6 +51,8 @@ def plan_beside_machine(recipe: Recipe, base: Path) -> dict[str, Any]:
 def in_words(found: dict[str, Any]) -> tuple[str, list[str]]:
     """(line for people, warnings)."""
     has = "" if found["available"] is None else f" has {found['available'] / GIB:.1f} GiB"
+    if found["peak"] is None:
+        return f"memory: four-bit weights are not planned; {found['device']}{has}", []
     line = f"memory: {found['peak'] / GIB:.2f} GiB of tensors planned; {found['device']}{has}"
     if found["fits"]:
         return line, []
@@ -58,11 +66,9 @@ def _machine() -> tuple[str, int | None]:
     """Name and bytes of the device that trains."""
     import torch
 
+    from spatialvla_ft.cli.planned_memory import free_host
+
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return properties.name, int(properties.total_memory)
-    known = Path("/proc/meminfo")
-    if not known.is_file():
-        return "the CPU", None
-    line = next(x for x in known.read_text().splitlines() if x.startswith("MemAvailable"))
-    return "the CPU", int(line.split()[1]) * 1024
+    return "the CPU", free_host()

@@ -48,6 +48,8 @@ def _plan(job: Job, done: Done) -> Outcome:
     if job.recipe.grid.fit is not None:
         content["grid"] |= {"fit": None, "file": done["grid"].files["grid"], "zero_bin": False}
         origins |= dict.fromkeys([("grid", name) for name in ("fit", "file", "zero_bin")], "adapt")
+    if job.recipe.train.global_batch is not None:
+        content["train"].pop("gradient_accumulation")  # it follows, for any number of processes
     file = job.out / "recipe.yaml"
     text = HEADER.format(recipe=job.recipe_file) + annotated(content, origins)
     scratch = file.with_name(".recipe.yaml")
@@ -61,16 +63,15 @@ def _plan(job: Job, done: Done) -> Outcome:
     scratch.replace(file)
     memory = plan_beside_machine(recipe, job.base_folder)
     line, warnings = in_words(memory)
-    train, own = recipe.train, sum(origin == "given" for origin in origins.values())
-    lines += [
-        f"recipe with every default: {file} ({own} value(s) given on the command line)",
-        f"{train.steps:,} steps of {train.batch_size * train.gradient_accumulation} samples, "
-        f"learning rate {train.learning_rate:g}, {train.precision}; "
-        + ("no adapters" if recipe.lora is None else f"LoRA rank {recipe.lora.rank}"),
-        line,
-    ]
+    own = sum(origin == "given" for origin in origins.values())
+    lines += [f"every default: {file} ({own} value(s) given on the command line)", line]
+    report = job.preflight()
+    report.refuse()
     return Outcome(
-        {"training": key, "memory": memory}, files={"recipe": file}, lines=lines, warnings=warnings
+        {"training": key, "memory": memory, "plan": report.plan},
+        files={"recipe": file},
+        lines=lines,
+        warnings=[*warnings, *report.warnings],
     )
 
 
@@ -97,16 +98,18 @@ def _train(job: Job, done: Done) -> Outcome:
 
     recipe = job.final_recipe
     result, resumed = output.finished(recipe), (job.final.parent / "checkpoints").is_dir()
+    found = result is not None
     if result is None:
-        run = job.run()
+        run, report = job.run(), job.preflight()
         with training_progress(run, quiet=job.quiet) as on_log:
-            result = train(run, on_log=on_log)
+            result = train(run, on_log=on_log, report=report)
     last = output.last_metrics(Path(recipe.output))
-    standing = int(last.get("validation/warnings", 0))
-    warnings = [
-        f"{standing} sign(s) of a collapsed policy stood at the last validation (see the warnings "
-        "of training, and distinct_tokens/, variance_ratio/ and image/ in metrics.jsonl)"
-    ] if standing else []  # fmt: skip
+    standing, warnings = int(last.get("validation/warnings", 0)), []
+    if standing and found:  # else training itself has told them
+        warnings = [
+            f"{standing} sign(s) of a collapsed policy stood at the last validation (see "
+            "distinct_tokens/, variance_ratio/ and image/ in metrics.jsonl, docs/training.md)"
+        ]
     told = ", ".join(f"{k} {last[k]:.4g}" for k in ("loss", "validation/loss") if k in last)
     how = "continued and finished" if resumed else "trained"
     return Outcome(

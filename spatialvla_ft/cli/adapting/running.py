@@ -14,6 +14,7 @@ from spatialvla_ft.cli.adapting.job import Job
 from spatialvla_ft.cli.adapting.stages import Stage
 
 STAGES: tuple[Stage, ...] = (*data_stages.STAGES, *model_stages.STAGES)
+PACKAGE = logging.getLogger("spatialvla_ft")
 NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -89,7 +90,8 @@ def _work(
     with _warnings(on_warning) as heard:
         outcome = stage.work(job, done)
     for text in outcome.warnings:
-        on_warning(text)
+        if text not in heard:
+            on_warning(text)
     record = ledger.Record(
         stage=stage.name,
         inputs=dict(inputs),
@@ -102,7 +104,7 @@ def _work(
 
 
 class _Listener(logging.Handler):
-    """Collects warnings and passes them on."""
+    """Collects warnings and passes them on, but those that training itself shows."""
 
     def __init__(self, heard: list[str], tell: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -112,7 +114,8 @@ class _Listener(logging.Handler):
         text = record.getMessage()
         if text not in self.heard:
             self.heard.append(text)
-            self.tell(text)
+            if not any(type(other) is not _Listener for other in PACKAGE.handlers):
+                self.tell(text)
 
 
 @contextmanager
@@ -120,9 +123,8 @@ def _warnings(tell: Callable[[str], None]) -> Iterator[list[str]]:
     """What the package warns of while it lasts."""
     heard: list[str] = []
     listener = _Listener(heard, tell)
-    logger = logging.getLogger("spatialvla_ft")
-    logger.addHandler(listener)
+    PACKAGE.addHandler(listener)
     try:
         yield heard
     finally:
-        logger.removeHandler(listener)
+        PACKAGE.removeHandler(listener)
