@@ -18,6 +18,8 @@ EPISODES, STEPS = 32, 20_000
 """At most so many episodes of a dataset, and steps, are read."""
 MANY_OUTSIDE = 0.1
 """Share outside q01..q99 that is worth a warning; by their meaning it is 2 %."""
+FEW_EPISODES = 20
+"""Fewer may not span the robot's motion: with a draw of ten a policy could not go one way."""
 CONSTANT_LABEL = 0.99
 
 
@@ -198,6 +200,12 @@ def _judge(facts: DatasetFacts, dataset: SampleDataset) -> None:
             )
     if not facts.frames:
         problems.append(f"{name} has no frames after its filters; loosen them, or remove it")
+    if 0 < facts.episodes < FEW_EPISODES:
+        warnings.append(
+            f"{name}: {facts.episodes} episodes set the range of actions, and the policy cannot "
+            "move faster than their q01..q99 in any direction; see above that both ends are what "
+            "the robot needs, or record more"
+        )
     for one in facts.dimensions:
         if one.q01 is not None and one.outside > MANY_OUTSIDE:
             warnings.append(

@@ -300,3 +300,10 @@ def test_check_of_nonsense_has_exit_code_one(recipe_of, monkeypatch):
     assert done.exit_code == 1
     assert "problem: " in done.output
     assert "is one colour" in " ".join(done.output.split())
+
+
+def test_few_episodes_for_the_range_of_actions_warn(run):
+    """The demonstrations of these tests are five."""
+    (facts,) = preflight(run).datasets
+    assert facts.episodes == 5
+    assert any("5 episodes set the range of actions" in text for text in facts.warnings)
