@@ -14,6 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from spatialvla_ft.cli.adapting import memory, model_stages
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import load_cards, open_dataset
 from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
@@ -73,6 +74,19 @@ class Lab:
         """Names of the stages that worked, and why."""
         stages = self.json(*more)["stages"]
         return {name: s["why"] for name, s in stages.items() if s["state"] == "done"}
+
+
+@pytest.fixture(autouse=True)
+def quick_plan(monkeypatch, request):
+    """Planning memory takes two seconds, so that most tests go without."""
+    if "real_plan" not in request.fixturenames:
+        plan = {"peak": 2**30, "parts": {}, "device": "x", "available": 2**33, "fits": True}
+        monkeypatch.setattr(model_stages, "plan_beside_machine", lambda recipe, base: plan)
+
+
+@pytest.fixture
+def real_plan():
+    """For tests that need the plan itself."""
 
 
 @pytest.fixture
@@ -167,6 +181,14 @@ def test_what_may_change_freely_keeps_the_training(lab):
     stop = ("--accept-errors", "--stop-after", "train", "train.steps=1", "train.log_every=3")
     assert list(lab.done_again(*stop)) == ["plan"]
     assert not (lab.out / "train.old-1").exists()
+
+
+def test_too_little_memory_warns_with_what_would_fit(lab, monkeypatch, real_plan):
+    monkeypatch.setattr(memory, "_machine", lambda: ("a small GPU", 2**20))
+    report = lab.json("--accept-errors", "--stop-after", "plan", "train.batch_size=1")
+    (told,) = [text for text in report["warnings"] if "a small GPU" in text]
+    assert "too little" in told
+    assert list(report["stages"]) == ALL[:5]  # it warns, and goes on
 
 
 @pytest.mark.parametrize("end", ["killed", "SIGTERM"])
