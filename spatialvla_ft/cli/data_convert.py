@@ -21,7 +21,9 @@ class Format(StrEnum):
 
 
 def convert(
-    src: Annotated[Path, typer.Argument(help="RLDS version directory, or LeRobot folder.")],
+    src: Annotated[
+        str, typer.Argument(help="RLDS version directory, LeRobot folder, or an address.")
+    ],
     dst: Annotated[Path, typer.Argument(help="New folder; of RLDS the one to hold NAME/VERSION.")],
     to: Annotated[Format, typer.Option(help="lerobot (v3.0) or rlds.")],
     card: Annotated[
@@ -66,15 +68,16 @@ def convert(
     with fail_with(ValueError, RuntimeError, OSError), _progress() as advance:
         from spatialvla_ft.data.lerobot.info import is_lerobot
 
+        place, label = _fetched(src)
         if to is Format.rlds:
             kept = None if images == "keep" else images
             given = {"--card": card, "--fps": fps, "--images": kept, "--gop": gop}
             _refuse(given, "belong to --to lerobot; leave them out")
-            path, report = _to_rlds(src, dst, name, advance)
-        elif is_lerobot(src):
+            path, report = _to_rlds(Path(place), dst, name, label, advance)
+        elif is_lerobot(Path(place)):
             given = {"--card": card, "--fps": fps, "--name": name}
             _refuse(given, f"do not apply: {src} is a LeRobot folder already")
-            path, report = dst, _again(src, dst, 2 if gop is None else gop, images, advance)
+            path, report = dst, _again(Path(place), dst, 2 if gop is None else gop, images, advance)
         else:
             _refuse({"--name": name}, "belongs to --to rlds; leave it out")
             _refuse(
@@ -83,7 +86,7 @@ def convert(
             )
             path, report = (
                 dst,
-                _to_lerobot(src, dst, card, images, 2 if gop is None else gop, fps, advance),
+                _to_lerobot(place, dst, card, images, 2 if gop is None else gop, fps, advance),
             )
     summary = {"path": str(path), "format": to.value, **report}
     if as_json:
@@ -96,6 +99,16 @@ def convert(
         typer.echo(f"not exact: {key}: {how}")
     for key, why in report["left_out"].items():
         typer.echo(f"left out: {key}: {why}")
+
+
+def _fetched(src: str) -> tuple[str, str | None]:
+    """The source, and its name if the place does not tell; of one on the Hub, where it lies now."""
+    from spatialvla_ft.data.lerobot.hub import HUB, fetch_dataset, parse_address
+
+    if not src.startswith(HUB):
+        return src, None
+    name, revision = parse_address(src)
+    return str(fetch_dataset(name, revision=revision)), name.split("/")[1]
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:
@@ -114,7 +127,7 @@ def _again(
 
 
 def _to_lerobot(
-    src: Path,
+    src: str,
     dst: Path,
     card: Path | None,
     images: str,
@@ -122,12 +135,12 @@ def _to_lerobot(
     fps: float | None,
     advance: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    from spatialvla_ft.data.dataset import CARD_FILE, read_card
+    from spatialvla_ft.data.dataset import own_card, read_card
     from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
     from spatialvla_ft.data.rlds.index import build_index
 
     index = build_index(src)
-    place = card or index.dataset_dir / CARD_FILE
+    place = card or own_card(index)
     found = read_card(place, index)
     report = to_lerobot(
         index,
@@ -143,13 +156,17 @@ def _to_lerobot(
 
 
 def _to_rlds(
-    src: Path, dst: Path, name: str | None, advance: Callable[[int, int], None]
+    src: Path,
+    dst: Path,
+    name: str | None,
+    label: str | None,
+    advance: Callable[[int, int], None],
 ) -> tuple[Path, dict[str, Any]]:
     from spatialvla_ft.data.lerobot.mapping import read_mapping
     from spatialvla_ft.data.lerobot.store import LeRobotStore
     from spatialvla_ft.sim.worker import Worker
 
-    store = LeRobotStore(src)
+    store = LeRobotStore(src, name=label)
     kept = read_mapping(src)
     name = name or (kept.name if kept else re.sub(r"\W", "_", store.name).lower())
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):

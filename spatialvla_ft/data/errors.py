@@ -1,5 +1,20 @@
-"""The one error of the data layer."""
+"""The one error of the data layer, and what it says of a name that is not there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class DatasetError(ValueError):
     """A dataset, an index or a card is not what it should be; the message names the cure."""
+
+
+def no_feature(dataset: str, key: str, known: Iterable[str]) -> DatasetError:
+    """The error of a dataset without the feature `key`: the nearest names, or all there are."""
+    names = sorted(known)
+    ends = {name: name.rsplit(".", 1)[-1] for name in names}  # prefixes make all names alike
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], set(ends.values()), n=1, cutoff=0.7)
+    near = [name for name in names if ends[name] in close]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {names}"
+    return DatasetError(f"{dataset} has no feature {key!r}; {hint}")

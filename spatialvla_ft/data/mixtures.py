@@ -356,7 +356,10 @@ def _place(name: str, part: Part, root: str | Path | None) -> Path | str:
     if part.path is not None:
         return part.path if "://" in part.path else Path(part.path)
     if root is None:
-        raise DatasetError("it has no path, and no root was given; set data.root in the recipe")
+        raise DatasetError(
+            "it has no path, and no root was given; give --root, in a recipe data.mixture.root, or "
+            "its part a path"
+        )
     if "/" not in name:
         raise DatasetError(f"{name!r} has no version; write {name}/<version>")
     return Path(root) / name

@@ -12,9 +12,9 @@ from jaxtyping import Float32, Float64
 from spatialvla_ft.data.camera_matrix import camera_matrix
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.card_fields import Intrinsics
+from spatialvla_ft.data.card_keys import check_keys
 from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.standardise import wanted_keys
 from spatialvla_ft.data.store import EpisodeStore
 from spatialvla_ft.data.swaps import swap, swapped_slots
 
@@ -114,19 +114,7 @@ def check_card(card: Card, store: EpisodeStore, view: View) -> None:
         DatasetError: the store lacks what the card or the view names.
     """
     cameras = card.cameras or {}
-    for key in wanted_keys(card):
-        store.check_column(key)
-    for terms, depth in ((cameras, False), (card.depth, True)):
-        for slot, term in terms.items():
-            if term.path is None:
-                what = f"{'depth ' if depth else ''}{slot}"
-                raise DatasetError(f"card {card.name!r}: camera {what!r} must be a path")
-            store.check_image(term.path, depth=depth)
-    for slot, source in card.intrinsics.items():
-        if isinstance(source, str) and slot not in view.intrinsics:
-            store.check_column(source)
-    for source in card.extrinsics.values():
-        store.check_column(source)
+    check_keys(card, store, given=view.intrinsics)
     absent = sorted(set(view.cameras or ()) - set(cameras))
     if absent:
         raise DatasetError(

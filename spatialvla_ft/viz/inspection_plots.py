@@ -117,7 +117,8 @@ def plot_gripper(seen: Inspection) -> Figure | None:
             drawn = raw[i][:, -1]
             other.step(range(len(drawn)), drawn, where="post", color=GREY, lw=1.2, ls="--",
                        label=f"raw {term}")  # fmt: skip
-            other.set_ylim(low - 0.16 * (high - low) - 1e-9, high + 0.16 * (high - low) + 1e-9)
+            margin = 0.16 * (high - low) or 0.5
+            other.set_ylim(low - margin, high + margin)
             other.tick_params(labelsize=8, colors=GREY)
             other.spines["top"].set_visible(False)
             handles = [*axes.get_lines(), *other.get_lines()]

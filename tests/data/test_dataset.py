@@ -8,6 +8,7 @@ import pytest
 
 from spatialvla_ft.data import DatasetError, Sample, build_index, holdout, load_cards, open_dataset
 from spatialvla_ft.data.card_fields import Intrinsics
+from spatialvla_ft.data.inspection import inspect_dataset
 
 
 def by_name(tfds_read, split="train"):
@@ -172,6 +173,25 @@ def test_a_card_that_does_not_fit_fails_at_once(demo):
     assert open_dataset(demo, card=None)[0].depth is None
     with pytest.raises(DatasetError, match="no depth_scale; say how many metres"):
         open_dataset(demo, card=None, depth=True)
+
+
+def test_all_keys_that_do_not_fit_are_told_at_once(demo):
+    path = demo / "card.yaml"
+    wrong = {"observation.image_wrist": "observation.image_wrst", "action[3:6]": "actoin[3:6]",
+             "observation.depth_front": "observation.zzz"}  # fmt: skip
+    text = path.read_text()
+    for good, bad in wrong.items():
+        assert good in text
+        text = text.replace(good, bad)
+    path.write_text(text)
+    for look in (lambda: open_dataset(demo, card=None), lambda: inspect_dataset(demo)):
+        with pytest.raises(DatasetError, match="card 'demo' does not fit, mend it") as raised:
+            look()
+        told = str(raised.value)
+        assert "'observation.image_wrst'; did you mean 'observation.image_wrist'?" in told
+        assert "no feature 'actoin'; did you mean 'action'?" in told
+        assert "no feature 'observation.zzz'; it has ['action', " in told
+        assert told.count("no feature") == 3
 
 
 def test_crosses_processes_and_caches_a_bounded_number(demo, monkeypatch):

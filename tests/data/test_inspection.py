@@ -90,7 +90,7 @@ def test_a_card_that_does_not_fit(demo, tmp_path):
     text = (demo / "card.yaml").read_text().replace("observation.state", "observation.pose")
     path = tmp_path / "card.yaml"
     path.write_text(text)
-    with pytest.raises(DatasetError, match=r"reads \['observation.pose'\]"):
+    with pytest.raises(DatasetError, match=r"not fit, .* no feature 'observation.pose'; it has"):
         inspect_dataset(demo, card=path)
 
 

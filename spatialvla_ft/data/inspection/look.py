@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import ActionSpace
 from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.card_keys import check_keys
 from spatialvla_ft.data.dataset import pick_card
-from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.errors import DatasetError, no_feature
 from spatialvla_ft.data.inspection import (
     episodes as episode_rules,
 )
@@ -241,13 +242,24 @@ def _numeric_columns(source: Source, episodes: list[int]) -> dict[str, Series]:
     return {f.key: Series.join([read_numbers(source, f, e) for e in episodes]) for f in fields}
 
 
+class _Names:
+    """The features of a source, by name alone: what a wrong kind looks like shall be seen."""
+
+    def __init__(self, source: Source) -> None:
+        self._name = source.name
+        self._known = {field.key for field in source.fields}
+
+    def check_column(self, key: str) -> None:
+        if key not in self._known:
+            raise no_feature(self._name, key, self._known)
+
+    def check_image(self, key: str, *, depth: bool) -> None:
+        self.check_column(key)
+
+
 def _standardise(source: Source, card: Card, episodes: list[int]) -> list[Standardised]:
+    check_keys(card, _Names(source))
     keys = wanted_keys(card)
-    known = {field.key for field in source.fields}
-    if missing := sorted(set(keys) - known):
-        raise DatasetError(
-            f"card {card.name!r} reads {missing}, {source.name} has {sorted(known)}; mend the card"
-        )
     return [standardise(card, source.trajectory(episode, keys)) for episode in episodes]
 
 

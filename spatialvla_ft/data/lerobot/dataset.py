@@ -68,5 +68,9 @@ def open_lerobot(
     )
     slots = {slot: term.path for slot, term in (card.cameras or {}).items()}
     used = slots if cameras is None else cameras
-    warn_where_slow(store, [path for slot in used if (path := slots[slot]) is not None])
+    pictures = [path for slot in used if (path := slots[slot]) is not None]
+    if cameras is not None:  # pictures will be read, so a hole is told now and not hours later
+        depths = [card.depth[slot].path for slot in used if dataset.depth and slot in card.depth]
+        store.check_files([*pictures, *(d for d in depths if d)], dataset.episodes.tolist())
+    warn_where_slow(store, pictures)
     return dataset

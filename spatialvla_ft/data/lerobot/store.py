@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
-from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.errors import DatasetError, no_feature
 from spatialvla_ft.data.lerobot.columns import DataFiles, to_numpy
 from spatialvla_ft.data.lerobot.episodes import read_episodes, read_tasks
 from spatialvla_ft.data.lerobot.info import INFO, Feature, read_info
@@ -95,9 +95,7 @@ class LeRobotStore:
     def feature(self, key: str) -> Feature:
         """A feature; DatasetError with those there are."""
         if key not in self.info.features:
-            raise DatasetError(
-                f"{self.name} has no feature {key!r}; it has {sorted(self.info.features)}"
-            )
+            raise no_feature(self.name, key, self.info.features)
         return self.info.features[key]
 
     def check_column(self, key: str) -> None:
@@ -115,6 +113,21 @@ class LeRobotStore:
             raise DatasetError(
                 f"{key!r} of {self.name} is {kinds[feature.is_depth]}, the card wants "
                 f"{kinds[depth]}; depth features are called depth.<camera>"
+            )
+
+    def check_files(self, keys: Iterable[str], episodes: Iterable[int]) -> None:
+        """DatasetError unless the columns of the episodes, and the videos `keys`, are there."""
+        videos = [key for key in keys if self.feature(key).dtype == "video"]
+        wanted = {
+            path
+            for place in (self.episodes[number] for number in episodes)
+            for path in (place.data, *(place.clips[key].path for key in videos))
+        }
+        missing = sorted(path for path in wanted if not (self.folder / path).is_file())
+        if missing:
+            raise DatasetError(
+                f"{len(missing)} of {len(wanted)} files of {self.folder} are missing, first "
+                f"{self.folder / missing[0]}; fetch the dataset again"
             )
 
     def trajectory(

@@ -59,7 +59,10 @@ class Decoder:
         except FileNotFoundError:
             raise DatasetError(f"{path} is missing; fetch the dataset again") from None
         except (av.FFmpegError, IndexError) as error:
-            raise DatasetError(f"{path} is no video that can be read ({error})") from None
+            reason = getattr(error, "strerror", None) or error
+            raise DatasetError(
+                f"{path} is damaged or no video ({reason}); fetch it again"
+            ) from None
         self._context = self._stream.codec_context
         self._context.thread_count = 1
         self._converter = VideoReformatter()

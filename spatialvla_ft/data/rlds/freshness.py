@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from spatialvla_ft.data.errors import DatasetError
@@ -12,6 +13,18 @@ FORMAT_VERSION = 2
 def _place(shard: dict[str, Any]) -> tuple[str, int]:
     """What stays of a shard when others are added: its name counts them all."""
     return shard["split"], shard["number"]
+
+
+def _bytes(size: int | None) -> str:
+    return f"{size} bytes"
+
+
+def _written(mtime_ns: int | None) -> str:
+    """A time of writing as a person reads it."""
+    if mtime_ns is None:
+        return "none"
+    seconds, rest = divmod(mtime_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest:09d} UTC"
 
 
 def kept_shards(
@@ -49,11 +62,11 @@ def kept_shards(
         i, new = found
         if len(shards) == len(meta["shards"]) and old["name"] != new["name"]:
             raise DatasetError(f"stale index: shard {old['name']} is now {new['name']}; {cure}")
-        for what, unit in (("size", "bytes"), ("mtime_ns", "ns"), ("version", "")):
+        for what, said in (("size", _bytes), ("mtime_ns", _written), ("version", str)):
             if old.get(what) != new.get(what):
                 raise DatasetError(
-                    f"stale index: shard {new['name']} changed its {what} from {old.get(what)} to "
-                    f"{new.get(what)} {unit} since it was indexed; {cure}"
+                    f"stale index: shard {new['name']} changed its {what.removesuffix('_ns')} from "
+                    f"{said(old.get(what))} to {said(new.get(what))} since it was indexed; {cure}"
                 )
         if old["expected"] != new["expected"]:
             raise DatasetError(

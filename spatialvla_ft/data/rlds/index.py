@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.errors import DatasetError, no_feature
 from spatialvla_ft.data.rlds import build
 from spatialvla_ft.data.rlds import columns as col
 from spatialvla_ft.data.rlds.array_record import RecordCache
@@ -252,9 +252,7 @@ class FrameIndex:
                 if key == leaf.wire or wire == leaf.wire.removeprefix("steps/")
             ]
             if not found:
-                raise DatasetError(
-                    f"{self.name} has no feature {key!r}; it has {sorted(self.leaves)}"
-                )
+                raise no_feature(self.name, key, self.leaves)
             leaf = found[0]
         return leaf
 

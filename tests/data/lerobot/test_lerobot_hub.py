@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from fake_hub import TOKEN, FakeHub
 from lerobot_write import LENGTHS, action_of, number_of, picture_number, write
+from typer.testing import CliRunner
 
+from spatialvla_ft.cli.data_convert import _fetched
+from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import DatasetError, open_dataset
 from spatialvla_ft.data.lerobot.hub import fetch_dataset, push_dataset
 from spatialvla_ft.data.statistics import dataset_statistics
@@ -53,6 +56,18 @@ def test_pushed_and_read_back(hub, folder):
         assert (sample.episode, sample.step) == (episode, step)
         assert number_of(sample.images["primary"]) == picture_number(0, episode, step)
         np.testing.assert_array_equal(sample.actions[0, :3], action_of(episode, step)[:3])
+
+
+def test_converted_straight_from_its_address(hub, folder, tmp_path):
+    push_dataset(folder, REPO)
+    copy = tmp_path / "copy"
+    command = ["data", "convert", f"hf://datasets/{REPO}", str(copy), "--to", "lerobot"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert not any(path.is_symlink() for path in copy.rglob("*"))
+    theirs, ours = (open_dataset(place, card=None) for place in (folder, copy))
+    np.testing.assert_array_equal(ours.actions(), theirs.actions())
+    assert _fetched(f"hf://datasets/{REPO}")[1] == "so100_pick"  # not that of a cache's folder
 
 
 def test_a_second_push_moves_the_tag_and_sends_only_what_changed(hub, folder, tmp_path):

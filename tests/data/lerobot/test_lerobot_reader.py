@@ -19,6 +19,7 @@ from lerobot_write import (
 )
 
 from spatialvla_ft.data import DatasetError, LeRobotDataset, holdout, open_dataset
+from spatialvla_ft.data.mixtures import Part, open_mixture
 from spatialvla_ft.data.statistics import dataset_statistics
 
 FRAMES = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]
@@ -195,6 +196,26 @@ def _edit(folder, change):
     info = json.loads(path.read_text())
     change(info)
     path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_hole_is_told_before_the_first_sample(tmp_path, version):
+    """Not hours later, when its frame is drawn: any video of a camera that is read, depth too."""
+    folder = write(tmp_path / "d", version)
+    mixture = {"d/1": Part(path=str(folder)), "absent/1": Part(path=str(tmp_path / "absent"))}
+    videos = sorted(folder.glob("videos/**/*.mp4"))
+    for lost in (*videos[-1:], *(v for v in videos if "depth" in str(v))):
+        kept = lost.read_bytes()
+        lost.unlink()
+        told = rf"2 of 2 datasets[^-]*- d/1: 1 of \d+ files of {folder} are missing, first {lost};"
+        with pytest.raises(DatasetError, match=told):
+            open_mixture(mixture, depth="depth" in str(lost))
+        open_dataset(folder, card=None).actions()  # columns need no video
+        lost.write_bytes(kept)
+    first = next(video for video in videos if "observation" in str(video))
+    first.write_bytes(first.read_bytes()[:500])
+    with pytest.raises(DatasetError, match=r"is damaged or no video .*fetch it again"):
+        open_dataset(folder, card=None)
 
 
 def test_errors_name_the_thing_and_the_cure(tmp_path):
