@@ -181,6 +181,10 @@ def test_what_may_change_freely_keeps_the_training(lab):
     stop = ("--accept-errors", "--stop-after", "train", "train.steps=1", "train.log_every=3")
     assert list(lab.done_again(*stop)) == ["plan"]
     assert not (lab.out / "train.old-1").exists()
+    # Other samples per step are another training, however they come about.
+    more = ("train.global_batch=null", "train.batch_size=3")
+    assert list(lab.done_again(*stop, *more)) == ["plan", "train"]
+    assert (lab.out / "train.old-1").exists()
 
 
 def test_too_little_memory_warns_with_what_would_fit(lab, monkeypatch, real_plan):

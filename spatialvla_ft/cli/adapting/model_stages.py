@@ -56,9 +56,13 @@ def _plan(job: Job, done: Done) -> Outcome:
     scratch.write_text(text, encoding="utf-8")
     recipe = load_recipe(scratch)
     given = _plan_inputs(job, done)
-    key = ledger.digest_of(
-        {**{n: v for n, v in given.items() if n.startswith("the ")}, **recipe_identity(recipe)}
-    )
+    train = recipe.train
+    identity = {
+        **{name: value for name, value in given.items() if name.startswith("the ")},
+        **recipe_identity(recipe),
+        "samples of a step": train.global_batch or train.batch_size * train.gradient_accumulation,
+    }
+    key = ledger.digest_of(identity)
     lines = _make_room(job, recipe, key)
     scratch.replace(file)
     memory = plan_beside_machine(recipe, job.base_folder)
