@@ -112,7 +112,7 @@ def _train(job: Job, done: Done) -> Outcome:
     if standing and found:  # else training itself has told them
         warnings = [
             f"{standing} sign(s) of a collapsed policy stood at the last validation (see "
-            "distinct_tokens/, variance_ratio/ and image/ in metrics.jsonl, docs/training.md)"
+            "distinct_tokens/, variance_ratio/ and image/ in metrics.jsonl, docs/watching.md)"
         ]
     told = ", ".join(f"{k} {last[k]:.4g}" for k in ("loss", "validation/loss") if k in last)
     how = "continued and finished" if resumed else "trained"
