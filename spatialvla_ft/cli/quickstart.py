@@ -16,6 +16,11 @@ from spatialvla_ft.cli.stages import Stage, StageError, StageRunner
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 BINS = "16,32,8,8,8,8,2"
 EPISODES = 100
+OWN = {
+    *("data", "grids", "base", "adapt", "scratch", "export", "eval", "open_loop", "logs"),
+    *("environment.json", "timings.json", "export_check.json"),
+}
+"""What a quickstart leaves in its folder."""
 SIMULATION = ("--camera-mode", "random", "--distractors", "0")
 
 
@@ -53,7 +58,7 @@ def quickstart(
         if not RECIPES.is_dir():
             raise OSError(f"{RECIPES} is missing; run the quickstart from a clone of the project")
         if not resume:
-            shutil.rmtree(runs, ignore_errors=True)
+            _start_over(runs)
         runs.mkdir(parents=True, exist_ok=True)
         _write_environment(runs)
         StageRunner(runs, on_change=tell).run(_stages(runs))
@@ -68,6 +73,23 @@ def quickstart(
         console.print(passed if gate["gate_passed"] else failed)
     if not gate["gate_passed"]:
         raise typer.Exit(1)
+
+
+def _start_over(runs: Path) -> None:
+    """Remove an earlier quickstart.
+
+    Raises:
+        OSError: the place is a file, or holds anything that no quickstart makes.
+    """
+    if not runs.exists():
+        return
+    found = {place.name for place in runs.iterdir()} if runs.is_dir() else {str(runs)}
+    if strange := sorted(found - OWN):
+        raise OSError(
+            f"--runs {runs} holds {', '.join(strange[:4])}, which no quickstart makes, so it is "
+            "left as it is; name a new folder, or add --resume to go on in this one"
+        )
+    shutil.rmtree(runs)
 
 
 def _stages(runs: Path) -> list[Stage]:

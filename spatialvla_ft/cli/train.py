@@ -45,13 +45,15 @@ def train(
 
         checked = load_recipe(recipe, overrides or [])
         from spatialvla_ft.training.global_batch import is_first_process
-        from spatialvla_ft.training.output import finished, last_metrics
+        from spatialvla_ft.training.output import finished, last_metrics, refuse_other_run
 
         result = None if fresh or check else finished(checked)
         already, warned = result is not None, []
         if already:
             last = last_metrics(Path(checked.output))
         else:
+            if not fresh and not check:
+                refuse_other_run(checked)  # before a base is loaded, which takes minutes
             from spatialvla_ft.training.build import build
             from spatialvla_ft.training.distributed import main_process_first
             from spatialvla_ft.training.loop import train as run_training

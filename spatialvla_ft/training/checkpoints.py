@@ -162,6 +162,11 @@ def validation_of(checkpoint: Path) -> float | None:
         return None
 
 
+def stored_identity(checkpoint: Path) -> dict[str, Any]:
+    """What the run of a checkpoint was, as `identity` says it; the checkpoint is not verified."""
+    return dict(_content(checkpoint)["identity"])
+
+
 def validations(folder: Path) -> dict[int, float | None]:
     """{step: validation loss} of all checkpoints."""
     return {step_of(place): validation_of(place) for place in all_checkpoints(folder)}

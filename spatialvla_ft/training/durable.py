@@ -43,6 +43,7 @@ def whole_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         yield scratch
+        _open_as_the_folder(scratch)
         for found in [*scratch.rglob("*"), scratch]:
             to_disk(found)
         if place.exists():
@@ -142,6 +143,14 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if not complete:
         raise DamagedError(f"{folder / MANIFEST} is not what was written")
     return files
+
+
+def _open_as_the_folder(folder: Path) -> None:
+    """Let others read a folder's files as they may the folder: safetensors are born 0600."""
+    mode = folder.stat().st_mode & 0o666  # which the umask has been through
+    for found in folder.rglob("*"):
+        if found.is_file():
+            found.chmod(mode)
 
 
 def _beside(place: Path, ending: str) -> Path:

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from . import durable
-from .checkpoints import Keep, OutputError, free_bytes, in_words
-from .identity import differences, recipe_identity
+from .checkpoints import (
+    Keep,
+    OutputError,
+    all_checkpoints,
+    free_bytes,
+    in_words,
+    stored_identity,
+)
+from .identity import check_same_run, differences, recipe_identity
 from .recipe import Recipe, RecipeError
 from .run import Run
 
@@ -61,6 +68,34 @@ def _lock(handle: int, folder: Path) -> None:
         ) from error
     os.ftruncate(handle, 0)
     os.write(handle, f"{os.getpid()}\n".encode())
+
+
+def refuse_other_run(recipe: Recipe) -> None:
+    """Compare the recipe with the newest checkpoint, as far as it can be before anything is built.
+
+    Raises:
+        ValueError: the output is of another run; or it is a file, or lies below one.
+    """
+    folder = Path(recipe.output)
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise OutputError(
+                f"cannot write to {folder}: {place} is a file; set another output=DIR"
+            )
+    found = all_checkpoints(folder / "checkpoints")
+    try:
+        saved = stored_identity(found[-1]) if found else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # damaged: what goes on from there names it
+    if saved is not None:
+        now = recipe_identity(recipe)
+        check_same_run(found[-1], _of_the_recipe(saved), _of_the_recipe(now))
+
+
+def _of_the_recipe(fields: dict[str, Any]) -> dict[str, Any]:
+    """An identity without what building adds; a grid's name is shared, so it waits for that."""
+    sections = set(Recipe.model_fields) - {"grid"}
+    return {name: value for name, value in fields.items() if name.split(".")[0] in sections}
 
 
 def move_aside(recipe: Recipe) -> Path | None:

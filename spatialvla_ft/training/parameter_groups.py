@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -71,18 +70,3 @@ def _numbers(parameter: nn.Parameter) -> int:
     """How many numbers a parameter stands for; quantised ones share bytes."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()
-
-
-def groups_in_words(groups: Sequence[ParameterGroup]) -> list[str]:
-    """A line per part that is trained, and one that names what stays as it is."""
-    lines = []
-    for group in groups:
-        if group.adapters:
-            line = f"{group.name}: {group.adapters:,} in adapters"
-            lines.append(line + (f", {group.trained:,} of its own" if group.trained else ""))
-        elif group.trained == group.total:
-            lines.append(f"{group.name}: all {group.trained:,}")
-        elif group.trained:
-            lines.append(f"{group.name}: {group.trained:,} of {group.total:,}")
-    fixed = [group.name for group in groups if not group.trained and not group.adapters]
-    return [*lines, f"not trained: {', '.join(fixed)}"] if fixed else lines

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from spatialvla_ft.cli.quickstart import _stages
+from spatialvla_ft.cli.quickstart import OWN, _stages, _start_over
 from spatialvla_ft.cli.stages import Stage, StageError, StageRunner
 
 
@@ -82,3 +82,28 @@ def test_the_quickstart_is_a_graph_whose_commands_exist(tmp_path):
         seen.add(stage.name)
         first, second = stage.arguments[:2]
         assert first in top or second in groups[first], stage.command
+
+
+def test_the_quickstart_removes_nothing_but_a_quickstart(tmp_path):
+    runs, other = tmp_path / "runs", tmp_path / "runs" / "my_data"
+    _start_over(runs)  # there is none yet
+    other.mkdir(parents=True)
+    (runs / "environment.json").write_text("{}")
+    with pytest.raises(OSError, match=r"holds my_data, which no quickstart makes.*new folder"):
+        _start_over(runs)
+    with pytest.raises(OSError, match=r"environment\.json, which no quickstart makes"):
+        _start_over(runs / "environment.json")
+    assert sorted(place.name for place in runs.iterdir()) == ["environment.json", "my_data"]
+    other.rmdir()
+    _start_over(runs)
+    assert not runs.exists()
+
+
+def test_the_quickstart_knows_what_it_makes(tmp_path):
+    written = {
+        part.removeprefix(f"output={tmp_path}/").removeprefix(f"{tmp_path}/").split("/")[0]
+        for stage in _stages(tmp_path)
+        for part in stage.arguments
+        if part.startswith((f"{tmp_path}/", f"output={tmp_path}/"))
+    }
+    assert written | {"logs", "environment.json", "timings.json"} == OWN

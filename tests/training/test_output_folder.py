@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from spatialvla_ft.training import output
+from spatialvla_ft.training import durable, output
 from spatialvla_ft.training.checkpoints import Keep, OutputError
+from spatialvla_ft.training.identity import recipe_identity
 from spatialvla_ft.training.recipe import RecipeError
 
 HOLD = """
@@ -132,3 +134,35 @@ def test_the_last_metrics(tmp_path):
     lines = '{"step": 1, "time": 2, "loss": 3.0}\n{"step": 2, "time": 3, "loss": 2.0}\n'
     (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 2, "time": 4, "validation/loss": 5}')
     assert output.last_metrics(tmp_path) == {"loss": 2.0, "validation/loss": 5}
+
+
+def test_the_output_of_another_run_is_refused_before_anything_is_built(recipe_of):
+    recipe = recipe_of("full", "run")
+    output.refuse_other_run(recipe)  # nothing there yet
+    place = recipe.output / "checkpoints" / "step-00000002"
+    place.mkdir(parents=True)
+    saved = {**recipe_identity(recipe), "frames.demo": 7, "grid.kind": "gaussian"}
+    (place / "state.json").write_text(json.dumps({"identity": saved}))
+    output.refuse_other_run(recipe)
+    output.refuse_other_run(recipe_of("full", "run", ["train.log_every=2"]))  # which may change
+    with pytest.raises(ValueError, match=r"train.learning_rate: 0.01 in the checkpoint, 0.5 now"):
+        output.refuse_other_run(recipe_of("full", "run", ["train.learning_rate=0.5"]))
+    (place / "state.json").write_text('{"identity":')  # damaged: for resuming to find and to name
+    output.refuse_other_run(recipe_of("full", "run", ["train.learning_rate=0.5"]))
+
+
+def test_an_output_below_a_file_is_refused_before_anything_is_built(recipe_of, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=f"{tmp_path}/file is a file; set another output=DIR"):
+        output.refuse_other_run(recipe_of("full", "run", [f"output={tmp_path}/file/run"]))
+
+
+def test_others_may_read_what_they_may_enter(tmp_path):
+    with durable.whole_folder(tmp_path / "result") as scratch:
+        (scratch / "inner").mkdir()
+        for name in ("weights", "inner/more"):
+            (scratch / name).write_text("")
+            (scratch / name).chmod(0o600)
+    folder = (tmp_path / "result").stat().st_mode & 0o666
+    for name in ("weights", "inner/more"):
+        assert (tmp_path / "result" / name).stat().st_mode & 0o777 == folder != 0o600
