@@ -72,7 +72,7 @@ def index(
                 on_bad_record=on_bad_record.value,
             )
             seconds = time.perf_counter() - start
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     summary: dict[str, Any] = {

@@ -51,9 +51,9 @@ def inspect(
     from spatialvla_ft.data.inspection import draft_for, inspect_dataset
 
     if draft_card is not None and draft_card.exists():
-        with fail_with(DatasetError):
+        with fail_with(DatasetError, OSError):
             raise DatasetError(f"--draft-card: {draft_card} exists; give another file")
-    with fail_with(DatasetError):
+    with fail_with(DatasetError, OSError):
         seen = inspect_dataset(dataset_dir, card=card, split=split, episodes=episodes)
         if draft_card is not None:
             draft = seen.draft or draft_for(seen.source, split=split, episodes=episodes)

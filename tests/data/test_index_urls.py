@@ -4,6 +4,7 @@ import http.server
 import os
 import pickle
 import re
+import socket
 import sys
 import threading
 from functools import partial
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from typer.testing import CliRunner
 
 from spatialvla_ft.bench.small_rlds import write_rlds
+from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import DatasetError, FrameIndex, build_index, open_dataset
 from spatialvla_ft.data.rlds.store import UrlStore, open_store
 
@@ -169,6 +172,18 @@ def test_no_dataset_at_the_url(serve, tmp_path):
     url, _ = serve(tmp_path)
     with pytest.raises(DatasetError, match=rf"{url}/dataset_info.json is missing|features.json is"):
         build_index(url, out=tmp_path / "index")
+
+
+def test_a_server_that_does_not_answer(tmp_path):
+    with socket.socket() as closed:  # a port on which nobody listens
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/demo"
+        told = rf"cannot read {url}/\w+.json \(ClientConnectorError.*; check the address, your acc"
+        with pytest.raises(DatasetError, match=told):
+            build_index(url, out=tmp_path / "index")
+        done = CliRunner().invoke(app, ["data", "inspect", url])
+    assert done.exit_code == 1
+    assert "error: cannot read" in done.stderr
 
 
 def test_a_missing_driver_names_its_package(monkeypatch):

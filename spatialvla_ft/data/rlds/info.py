@@ -111,6 +111,8 @@ def _read_json(store: Store, name: str) -> dict[str, Any]:
             f"{path} is missing; give the version directory of an RLDS dataset, the one with "
             "features.json and dataset_info.json, e.g. bridge_orig/1.0.0"
         ) from None
+    except PermissionError:
+        raise DatasetError(f"{path} may not be read; ask its owner for access") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is not JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):

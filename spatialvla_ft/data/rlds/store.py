@@ -11,7 +11,9 @@ import hashlib
 import os
 import urllib.parse
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -173,12 +175,26 @@ class UrlStore:
         """Where a file lies, for messages."""
         return f"{self.url}/{name}"
 
+    @contextmanager
+    def _answer(self, name: str) -> Iterator[None]:
+        """Name the file where its server gives no answer; every driver has errors of its own."""
+        try:
+            yield
+        except (FileNotFoundError, DatasetError):
+            raise
+        except Exception as error:
+            raise DatasetError(
+                f"cannot read {self.path(name)} ({type(error).__name__}: {error}); check the "
+                "address, your access to it and the network"
+            ) from error
+
     def _at(self, name: str) -> str:
         return f"{str(self._root).rstrip('/')}/{name}"
 
     def read(self, name: str) -> bytes:
         """A whole small file; FileNotFoundError if there is none."""
-        return cast(bytes, self._driver().cat_file(self._at(name)))
+        with self._answer(name):
+            return cast(bytes, self._driver().cat_file(self._at(name)))
 
     def stats(self, names: list[str]) -> list[dict[str, Any] | None]:
         """Size and, where the server tells one, version of files; None for a missing one."""
@@ -186,7 +202,8 @@ class UrlStore:
 
         def one(name: str) -> dict[str, Any] | None:
             try:
-                info = driver.info(self._at(name))
+                with self._answer(name):
+                    info = driver.info(self._at(name))
             except FileNotFoundError:
                 return None
             if info.get("size") is None:
@@ -223,7 +240,8 @@ class UrlStore:
         return data
 
     def _request(self, name: str, start: int, stop: int) -> bytes:
-        data = self._driver().cat_file(self._at(name), start=start, end=stop)
+        with self._answer(name):
+            data = self._driver().cat_file(self._at(name), start=start, end=stop)
         if len(data) > stop - start:
             raise DatasetError(
                 f"the server of {self.path(name)} ignores byte ranges: {len(data)} bytes came "
