@@ -342,12 +342,12 @@ def _gripper_term(
         ops.append("invert")
         why = "called closed: inverted"
     elif "open" in term.lower() or "width" in term.lower():
-        why = "called by its opening: kept"
+        why = "called by its opening: not inverted"
     elif moves and len(starts) >= 3 and starts_low >= 0.8:
         ops.append("invert")
         why = f"{starts_low:.0%} of the episodes start low, robots mostly start open: inverted"
     else:
-        why = "kept as it is"
+        why = "not inverted"
     remarks["action.gripper"] = f"raw: {said}; {why}; CHECK that 1 is open"
     return {"src": term, "ops": ops} if ops else term
 
