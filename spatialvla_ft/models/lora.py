@@ -26,6 +26,7 @@ from .dtypes import cast_weights
 from .lora_targets import TARGETS
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
+from .released import refuse_no_place
 from .resize import set_action_rows
 from .small import ordered_table
 from .stored import read_stored
@@ -188,6 +189,13 @@ def load_with_adapter(
     """
     recorded = json.loads((folder / BASE_FILE).read_text())
     source = base or recorded["base"]
+    try:
+        refuse_no_place(source)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} is an adapter of a base: {error}. Put the base back, or say where it lies "
+            "now with --base of `export` and `push`; an export with the base merged needs none"
+        ) from error
     # The fingerprint is of the stored values, so these are read before they are rounded.
     model = SpatialVLAForConditionalGeneration.from_pretrained(
         source, dtype=torch.float32, **recorded.get("overrides", {})

@@ -70,9 +70,9 @@ def hub_reason(error: BaseException, file: str) -> str | None:
         return "the repository has no such revision: name a branch, tag or commit that it has"
     if isinstance(error, LocalEntryNotFoundError):
         return (
-            f"{file} is not in the cache and the Hub was not reached (no connection, "
-            "or offline mode): connect, or fetch the checkpoint where there is a connection "
-            "(`hf download OWNER/NAME --local-dir DIR`) and give that folder"
+            f"there is no folder of this name, {file} is not in the cache and the Hub was not "
+            "reached (no connection, or offline mode): connect, or fetch the checkpoint where "
+            "there is a connection (`hf download OWNER/NAME --local-dir DIR`) and give that folder"
         )
     if isinstance(error, EntryNotFoundError):
         return None

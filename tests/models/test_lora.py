@@ -139,6 +139,15 @@ def test_another_base_is_refused(tiny, base, tmp_path):
         load_with_adapter(folder)
 
 
+def test_a_base_that_is_no_longer_there_is_named_with_the_cure(tiny, base, tmp_path):
+    model = load(base)
+    rows, folder = spatial_rows(model), tmp_path / "a"
+    adapted = attach_lora(model, rank=2)
+    save_adapter(adapted, tiny, rows, folder, base="gone/for/good", base_fingerprint="0" * 16)
+    with pytest.raises(ValueError, match=r"/a is an adapter of a base: gone/for/good .* --base"):
+        load_with_adapter(folder)
+
+
 def test_the_fingerprint_sees_a_change_of_one_weight(tiny):
     model = tiny_model(tiny)
     before = fingerprint(model)
