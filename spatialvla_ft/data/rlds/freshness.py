@@ -64,9 +64,11 @@ def kept_shards(
             raise DatasetError(f"stale index: shard {old['name']} is now {new['name']}; {cure}")
         for what, said in (("size", _bytes), ("mtime_ns", _written), ("version", str)):
             if old.get(what) != new.get(what):
+                copied = " (a copy keeps them with cp -p or rsync -t)" if what == "mtime_ns" else ""
                 raise DatasetError(
                     f"stale index: shard {new['name']} changed its {what.removesuffix('_ns')} from "
-                    f"{said(old.get(what))} to {said(new.get(what))} since it was indexed; {cure}"
+                    f"{said(old.get(what))} to {said(new.get(what))} since it was indexed{copied}; "
+                    f"{cure}"
                 )
         if old["expected"] != new["expected"]:
             raise DatasetError(
