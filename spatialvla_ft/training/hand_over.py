@@ -8,7 +8,10 @@ worker has a ring of blocks; a batch is copied into the next one, and out of it 
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -54,7 +57,7 @@ class Loader:
             collate_fn=_Packer(collate, ahead + 1) if workers else collate,
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
-            worker_init_fn=on_start,
+            worker_init_fn=_Start(on_start),
         )
 
     def __len__(self) -> int:
@@ -69,6 +72,29 @@ class Loader:
         blocks: dict[tuple[int, int], Tensor] = {}
         for packed in self._loader:
             yield _unpack(packed, blocks)
+
+
+class _Start:
+    """Runs in a worker before its first batch."""
+
+    def __init__(self, on_start: Callable[[int], None] | None) -> None:
+        self._on_start = on_start
+
+    def __call__(self, number: int) -> None:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        if self._on_start is not None:
+            self._on_start(number)
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone.
+
+    torch's workers notice it too, but first wait to hand over what they have read, for ever where
+    the pipe is full.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 class _Packed(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 
 from .batches import epoch_words
 from .global_batch import process_count
+from .identity import global_batch
 from .parameter_groups import ParameterGroup, parameter_groups
 from .preflight_data import DatasetFacts, dataset_facts
 from .preflight_samples import SampleFacts, first_samples
@@ -81,6 +82,13 @@ def preflight(run: Run, *, memory: dict[str, Any] | None = None) -> Preflight:
     if not run.heldout:
         warnings.append(
             "no episode is held out, so nothing will tell overfitting or collapse; set data.holdout"
+        )
+    frames = sum(one.frames for one in datasets)
+    batch = global_batch(run.recipe, process_count())
+    if frames and batch > frames:
+        warnings.append(
+            f"a step takes {batch:,} samples, and there are {frames:,} frames: each step sees "
+            "every frame at least once; lower train.batch_size or train.global_batch"
         )
     if memory is not None and memory["planned"] > memory["available"]:
         warnings.append(

@@ -188,7 +188,7 @@ def test_what_may_change_freely_keeps_the_training(lab):
 
 
 def test_too_little_memory_warns_with_what_would_fit(lab, monkeypatch, real_plan):
-    monkeypatch.setattr(memory, "_machine", lambda: ("a small GPU", 2**20))
+    monkeypatch.setattr(memory, "_machine", lambda: ("a small GPU", 2**16))
     report = lab.json("--accept-errors", "--stop-after", "plan", "train.batch_size=1")
     (told,) = [text for text in report["warnings"] if "a small GPU" in text]
     assert "too little" in told

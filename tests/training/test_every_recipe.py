@@ -71,7 +71,7 @@ def world(tmp_path, monkeypatch, toy_base, demo_data):
     """A working directory in which the toys find what recipes/debug.yaml leaves."""
     for place, target in (
         ("runs/debug/final", toy_base),
-        ("runs/debug/data/robot_b_touch/1.0.0", demo_data),
+        ("runs/debug_data/robot_b_touch/1.0.0", demo_data),
     ):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).symlink_to(target, target_is_directory=True)
@@ -119,7 +119,7 @@ def test_a_toy_trains_what_its_recipe_says(world, name):
 
 @pytest.mark.parametrize("name", ["debug", "quickstart_base"])
 def test_a_small_model_trains_everything(world, name):
-    path = "data.datasets.0.path=runs/debug/data/robot_b_touch/1.0.0"
+    path = "data.datasets.0.path=runs/debug_data/robot_b_touch/1.0.0"
     small = ["train.steps=2", "train.batch_size=2", "train.warmup=0", "train.trackers=[jsonl]"]
     run = build(load_recipe(FOLDER / f"{name}.yaml", [path, *small, "data.workers=0"]))
     assert {group.name for group in parameter_groups(run.model) if not group.trained} == (

@@ -1,5 +1,12 @@
 """Batches come out of the workers' shared memory as they went in, and stay as they came."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +99,40 @@ def test_it_can_be_read_again():
 
 def default_part(samples):
     return default_collate([sample["tensor"] for sample in samples])
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path.insert(0, {folder!r})
+from test_hand_over import Things, as_it_is
+from spatialvla_ft.training.hand_over import Loader
+
+loader = iter(Loader(Things(), [[1] * 40] * 50, as_it_is, workers=2, ahead=4))
+next(loader)
+print(*[worker.pid for worker in __import__("multiprocessing").active_children()], flush=True)
+time.sleep(1)  # until the pipe is full of what nobody will read
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def runs(pid):
+    """Whether it does; a dead process that nobody has asked after does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_end_when_their_process_is_killed():
+    """Forty samples of small arrays and words make a message that fills the pipe."""
+    code = KILLED.format(folder=str(Path(__file__).parent))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+    assert len(workers) == 2
+    until = time.monotonic() + 20
+    while time.monotonic() < until and any(map(runs, workers)):
+        time.sleep(0.2)
+    left = [pid for pid in workers if runs(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left

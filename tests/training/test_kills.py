@@ -68,7 +68,7 @@ def file_of(recipe):
 def driver(tmp_path_factory):
     made = Driver(tmp_path_factory.mktemp("driver"))
     yield made
-    made.process.communicate(timeout=60)
+    made.process.communicate(timeout=300)
 
 
 @pytest.fixture

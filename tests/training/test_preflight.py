@@ -307,3 +307,11 @@ def test_few_episodes_for_the_range_of_actions_warn(run):
     assert facts.episodes == len(run.datasets[0].episodes) < 20
     told = [text for text in facts.warnings if "set the range of actions" in text]
     assert told == [text for text in told if f"{facts.episodes} episodes" in text] != []
+
+
+def test_a_step_of_more_samples_than_frames_warns(run):
+    assert not any("a step takes" in text for text in preflight(run).warnings)
+    run.recipe = run.recipe.model_copy(
+        update={"train": run.recipe.train.model_copy(update={"batch_size": 1000})}
+    )
+    assert any("a step takes 1,000 samples" in text for text in preflight(run).warnings)
