@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.ready
+# A test that hangs ends its worker, with the stacks of all threads.
+HUNG := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,7 +28,7 @@ quickstart: setup ## Adapt a small spatial VLA to a new simulated robot, from de
 	$(BIN)/spatialvla-ft quickstart
 
 test: setup ## Run the tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network" $(HUNG)
 
 test-slow: setup ## Run the tests that take minutes, e.g. 200 expert episodes of every task
 	$(BIN)/python -m pytest -n 2 -m "slow"

@@ -17,11 +17,12 @@ import av
 import numpy as np
 
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.lerobot.encoder import open_encoder
 from spatialvla_ft.data.lerobot.info import INFO
 from spatialvla_ft.data.lerobot.report import Report, mean_psnr, psnr
 from spatialvla_ft.data.lerobot.store import LeRobotStore
 from spatialvla_ft.data.lerobot.video import Decoder
-from spatialvla_ft.data.lerobot.video_writer import CODECS, Codec, quiet_encoders
+from spatialvla_ft.data.lerobot.video_writer import CODECS, Codec
 
 KEEP = "keep"
 COMPARED = 24
@@ -119,7 +120,6 @@ def _encode(source: Path, target: Path, codec: Codec, fps: float) -> None:
         DatasetError: the video is damaged, or the times did not survive.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    quiet_encoders()
     times: list[float] = []
     try:
         with av.open(str(source)) as old, av.open(str(target), "w", format="mp4") as new:
@@ -133,6 +133,7 @@ def _encode(source: Path, target: Path, codec: Codec, fps: float) -> None:
             context.time_base = base
             for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
                 setattr(context, name, getattr(seen.codec_context, name))
+            open_encoder(stream)
             for frame in old.decode(seen):
                 times.append(float((frame.pts or 0) * base))
                 shown = (

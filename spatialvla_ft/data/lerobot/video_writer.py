@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.lerobot.encoder import open_encoder
 from spatialvla_ft.data.lerobot.video import DEPTH_FORMAT
 
 
@@ -43,11 +43,6 @@ CODECS = {
 }
 DEPTH_CODEC = Codec("ffv1", "ffv1", DEPTH_FORMAT, {"g": "1"})
 """Lossless, 16 bits, every frame by itself."""
-
-
-def quiet_encoders() -> None:
-    """SVT-AV1 writes its settings to standard error unless told to keep to errors."""
-    os.environ.setdefault("SVT_LOG", "1")
 
 
 class VideoWriter:
@@ -82,13 +77,13 @@ class VideoWriter:
                     "keep the pictures as they are (images: keep)"
                 )
             options = self._codec.options
-            quiet_encoders()
             self._stream = self._container.add_stream(
                 self._codec.encoder, rate=self._rate, options=options
             )
             self._stream.width, self._stream.height = width, height
             self._stream.pix_fmt = self._codec.pixels
             self._stream.codec_context.thread_count = 1
+            open_encoder(self._stream)
         if (height, width) != (self._stream.height, self._stream.width):
             raise DatasetError(
                 f"{self.path} has pictures of {self._stream.width} x {self._stream.height}, got "

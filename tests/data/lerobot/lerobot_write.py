@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spatialvla_ft.data.lerobot.encoder import open_encoder
+
 WIDTH, HEIGHT, BLOCK, BITS = 96, 64, 16, 24
 FPS = 10
 LENGTHS = (7, 12, 5, 9, 1)
@@ -57,6 +59,7 @@ def write_video(path, frames, codec="libx264", pixels="yuv420p", options=None, g
         stream = container.add_stream(codec, rate=FPS, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels
+        open_encoder(stream)
         for i, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format="gray16le" if gray else "rgb24")
             frame.pts, frame.time_base = i, Fraction(1, FPS)

@@ -5,7 +5,6 @@ The oracle is the number in the picture, and for counts of decoded packets arith
 
 import json
 import multiprocessing
-import os
 from fractions import Fraction
 
 import av
@@ -17,6 +16,7 @@ import pytest
 from lerobot_write import HEIGHT, JOINTS, WIDTH, number_of, numbered
 
 from spatialvla_ft.data import DatasetError, open_dataset
+from spatialvla_ft.data.lerobot.encoder import open_encoder
 from spatialvla_ft.data.lerobot.video import Decoder, Decoders
 from spatialvla_ft.data.reading import read_in_disk_order
 
@@ -45,7 +45,6 @@ def write_numbers(path, codec, options, *, first=0.0, steps=None, numbers=range(
 
     Returns the time of every frame, as a player would show it.
     """
-    os.environ.setdefault("SVT_LOG", "1")
     base = Fraction(1, 90000)
     steps = steps or [1 / FPS] * len(numbers)
     ticks = np.rint((first + np.cumsum([0, *steps[:-1]])) / float(base)).astype(int)
@@ -54,6 +53,7 @@ def write_numbers(path, codec, options, *, first=0.0, steps=None, numbers=range(
         stream = container.add_stream(codec, rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.time_base = base if codec != "mpeg4" else Fraction(1, FPS)
+        open_encoder(stream)
         for number, tick in zip(numbers, ticks.tolist(), strict=True):
             frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
             frame.pts, frame.time_base = tick, base
