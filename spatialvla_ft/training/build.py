@@ -15,6 +15,7 @@ from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
 from ..data.fits import MixtureActions
+from ..data.mixtures import excluded_datasets, find_mixture
 from ..data.sample_dataset import SampleDataset
 from ..data.statistics import dataset_statistics, proprio_statistics
 from ..depth.cache import DepthCache
@@ -195,9 +196,23 @@ def grid_of(
     else:
         base = SpatialVLAProcessor.from_pretrained(recipe.model.base).grid
         bins = base.bins if base.slots == slots else None
-    return MixtureActions(datasets, statistics, weights).grid(
+    actions = MixtureActions(datasets, statistics, weights)
+    if excluded := _excluded(recipe, datasets):
+        actions = actions.without(excluded)
+    return actions.grid(
         asked.fit or "gaussian", bins=bins, min_sigma=asked.min_sigma, zero_bin=asked.zero_bin
     )
+
+
+def _excluded(recipe: Recipe, datasets: Sequence[SampleDataset]) -> list[str]:
+    """The datasets at hand that the fit of the grid leaves out."""
+    opened = [dataset.name for dataset in datasets]
+    mixture = recipe.data.mixture
+    if mixture is None:
+        return list(excluded_datasets(recipe.grid.exclude, opened))
+    parts = list(find_mixture(mixture.name, mixture.file))
+    found = excluded_datasets(recipe.grid.exclude, parts, mixture.file)
+    return [name for name in found if name in opened]
 
 
 def _new(

@@ -185,6 +185,9 @@ class Grid(Section):
     file: Path | None = None
     min_sigma: float = Field(0.0, ge=0)
     zero_bin: bool = False
+    exclude: list[str] = Field(default_factory=list)
+    """Datasets that the fit leaves out, or lists under `exclude_lists` of the mixture's file; they
+    train all the same."""
     adapt_embeddings: bool = True
 
     @model_validator(mode="after")
@@ -193,6 +196,8 @@ class Grid(Section):
             raise ValueError("set at most one of grid.fit and grid.file")
         if self.file is not None and self.zero_bin:
             raise ValueError("grid.file says itself whether it has zero bins; leave zero_bin out")
+        if self.exclude and self.fit is None:
+            raise ValueError("grid.exclude leaves datasets out of a fit: set grid.fit too")
         return self
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from spatialvla_ft.data.fits import MixtureActions
+from spatialvla_ft.data.statistics import dataset_statistics
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.recipe import RecipeError, load_recipe
 
@@ -57,3 +61,32 @@ def test_one_of_datasets_and_mixture(mixed):
         mixed("data.datasets=[{path: a/1.0.0}]")
     with pytest.raises(RecipeError, match=r"unknown key data\.mixture\.rot, did you mean root"):
         mixed("data.mixture.rot=x")
+
+
+def test_the_grid_can_be_fitted_without_some_datasets(mixed):
+    """By name or by a list of the mixture's file; they are trained on all the same."""
+    excused = "data.mixture.excuse=[gone]"
+    without = build(mixed(excused, "grid.fit=gaussian", "grid.exclude=[other]"))
+    assert [dataset.name for dataset in without.datasets] == ["demo/1.0.0", "other/1.0.0"]
+    assert without.weights == pytest.approx([0.25, 0.75])
+    file = Path(mixed(excused).data.mixture.file)
+    lists = {"exclude_lists": {"strange": ["other/1.0.0", "never_heard_of", "gone/1.0.0"]}}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | lists))
+    by_list = build(mixed(excused, "grid.fit=gaussian", "grid.exclude=[strange]"))
+    everything = build(mixed(excused, "grid.fit=gaussian"))
+    statistics = dataset_statistics(without.datasets[0])
+    alone = MixtureActions(without.datasets[:1], {"demo/1.0.0": statistics}, [1.0])
+    wanted = alone.grid("gaussian", bins=without.processor.grid.bins)
+    for axis, edges in wanted.edges.items():
+        np.testing.assert_array_equal(without.processor.grid.edges[axis], edges)
+        np.testing.assert_array_equal(by_list.processor.grid.edges[axis], edges)
+    assert any(
+        not np.array_equal(everything.processor.grid.edges[axis], edges)
+        for axis, edges in wanted.edges.items()
+    )
+    with pytest.raises(ValueError, match=r"cannot exclude 'othr'.*did you mean other"):
+        build(mixed(excused, "grid.fit=gaussian", "grid.exclude=[othr]"))
+    with pytest.raises(ValueError, match="leaves no dataset to fit to"):
+        build(mixed(excused, "grid.fit=gaussian", "grid.exclude=[other, demo]"))
+    with pytest.raises(RecipeError, match=r"grid\.exclude leaves datasets out of a fit"):
+        mixed("grid.fit=null", "grid.exclude=[other]")
