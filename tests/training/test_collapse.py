@@ -195,7 +195,7 @@ LIVELY = [
     "train.steps=5",
     "train.validate_every=1",
     "train.validate_samples=24",
-    "train.learning_rate=1e-9",
+    "train.learning_rate=1e-30",  # lost in rounding: weights stay as they are
     "data.holdout=0.5",
 ]
 
@@ -218,7 +218,7 @@ def one_action(run):
     run.model.head = biased
     weight = run.model.spatial_embed_tokens.weight
     with torch.no_grad():
-        weight.copy_(weight[:1].expand_as(weight))  # greedy picks the first of equals
+        weight.zero_()[:, 0] = 1  # equal to the last bit in any order: greedy picks the first
 
 
 @pytest.mark.parametrize(
