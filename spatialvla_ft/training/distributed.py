@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
-from torch import nn
+from torch import distributed, nn
 
 from .global_batch import process_count
 from .recipe import Recipe, RecipeError
@@ -84,6 +84,21 @@ def make_accelerator(recipe: Recipe, trackers: list[Any]) -> Accelerator:
             "Start them as docs/distributed.md shows"
         )
     return accelerator
+
+
+def wait_for_the_last() -> None:
+    """Return once every process has come here; alone, at once.
+
+    A process that ends while gloo's threads still drop the tensors of the last exchange aborts, and
+    the launcher then ends the one that writes the result. Waiting lets them finish. A plain barrier
+    of gloo would not do: it runs on those threads, and takes the unfinished exchanges with it.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_backend() == "gloo":
+        distributed.monitored_barrier()
+    else:
+        distributed.barrier()
 
 
 def prepare(

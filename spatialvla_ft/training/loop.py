@@ -18,7 +18,7 @@ from ..models.lora import save_adapter
 from . import checkpoints, durable, output, training_state
 from .bad_batch import Culprits
 from .batches import make_loader, make_sampler
-from .distributed import join, make_accelerator, prepare
+from .distributed import join, make_accelerator, prepare, wait_for_the_last
 from .guard import Guard
 from .identity import check_same_run, identity
 from .meters import Meter
@@ -214,7 +214,7 @@ class Loop:
                     self.save(loss)
                     due = False
             if stop and not last:
-                accelerator.end_training()
+                self.leave()
                 place = checkpoints.place_of(self.folder, self.done)
                 raise StoppedError(request.reason or "a signal", self.done, cfg.steps, place)
 
@@ -337,8 +337,13 @@ class Loop:
             ):
                 save_result(self.run, model, scratch)
                 output.write_trained(scratch, self.run, step, loss)
-        self.accelerator.end_training()
+        self.leave()
         return result
+
+    def leave(self) -> None:
+        """Part from the other processes once all is written, and close the trackers."""
+        wait_for_the_last()
+        self.accelerator.end_training()
 
 
 def save_result(run: Run, model: nn.Module, folder: Path) -> None:
