@@ -197,22 +197,23 @@ def grid_of(
         base = SpatialVLAProcessor.from_pretrained(recipe.model.base).grid
         bins = base.bins if base.slots == slots else None
     actions = MixtureActions(datasets, statistics, weights)
-    if excluded := _excluded(recipe, datasets):
-        actions = actions.without(excluded)
+    if asked.exclude:
+        actions = actions.without(_excluded(recipe, datasets))
     return actions.grid(
         asked.fit or "gaussian", bins=bins, min_sigma=asked.min_sigma, zero_bin=asked.zero_bin
     )
 
 
 def _excluded(recipe: Recipe, datasets: Sequence[SampleDataset]) -> list[str]:
-    """The datasets at hand that the fit of the grid leaves out."""
+    """The datasets at hand that the fit of the grid leaves out; said in the log."""
     opened = [dataset.name for dataset in datasets]
-    mixture = recipe.data.mixture
-    if mixture is None:
-        return list(excluded_datasets(recipe.grid.exclude, opened))
-    parts = list(find_mixture(mixture.name, mixture.file))
-    found = excluded_datasets(recipe.grid.exclude, parts, mixture.file)
-    return [name for name in found if name in opened]
+    parts, file, mixture = opened, None, recipe.data.mixture
+    if mixture is not None:  # with those that are missing and excused
+        parts, file = list(find_mixture(mixture.name, mixture.file)), mixture.file
+    found = excluded_datasets(recipe.grid.exclude, parts, file)
+    gone = [name for name in found if name in opened]
+    logger.info("the grid is fitted without %s", ", ".join(gone) or "none of these datasets")
+    return gone
 
 
 def _new(

@@ -128,6 +128,7 @@ def test_sharded_training_is_that_of_one_process(recipe_of, alone, kind, tmp_pat
         train(build(again))
     else:
         launch(PROBE, yaml_of(recipe), str(tmp_path / "held"), "0", *overrides)
+        assert [(tmp_path / f"held.{rank}.end").read_text() for rank in (0, 1)] == ["true"] * 2
     same_course(alone(kind), recipe.output)
 
 

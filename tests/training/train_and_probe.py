@@ -52,7 +52,9 @@ def main(recipe: str, report: str, cut_at: str, *overrides: str) -> None:
         loop.run_steps()
     except PowerCutError:
         os._exit(0)
-    loop.finish()
+    result = loop.finish()
+    there = (result / "trained.json").is_file()  # no rank leaves before all is written
+    Path(f"{report}.{os.environ['RANK']}.end").write_text(json.dumps(there))
 
 
 if __name__ == "__main__":
