@@ -205,14 +205,18 @@ def grid_of(
 
 
 def _excluded(recipe: Recipe, datasets: Sequence[SampleDataset]) -> list[str]:
-    """The datasets at hand that the fit of the grid leaves out; said in the log."""
+    """The datasets at hand that the fit of the grid leaves out."""
     opened = [dataset.name for dataset in datasets]
     parts, file, mixture = opened, None, recipe.data.mixture
     if mixture is not None:  # with those that are missing and excused
         parts, file = list(find_mixture(mixture.name, mixture.file)), mixture.file
     found = excluded_datasets(recipe.grid.exclude, parts, file)
     gone = [name for name in found if name in opened]
-    logger.info("the grid is fitted without %s", ", ".join(gone) or "none of these datasets")
+    if not gone:
+        logger.warning(
+            "grid.exclude (%s) names none of this run's datasets: the grid is fitted to all",
+            ", ".join(recipe.grid.exclude),
+        )
     return gone
 
 
