@@ -110,8 +110,11 @@ def prepare(
 
 
 def _on_cpu() -> bool:
-    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
-    return asked or not torch.accelerator.is_available()
+    return _cpu_is_asked() or not torch.accelerator.is_available()
+
+
+def _cpu_is_asked() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
 
 
 def _check_launcher(train: Train) -> None:
@@ -131,6 +134,12 @@ def _check_launcher(train: Train) -> None:
         raise RecipeError(
             f"train.sharding is {train.sharding}, and DeepSpeed is not installed: `pip install "
             "'spatialvla-ft[deepspeed]'`, or set train.sharding=fsdp2"
+        )
+    if train.sharding.startswith("zero") and _cpu_is_asked():
+        raise RecipeError(
+            f"train.sharding is {train.sharding}, and ACCELERATE_USE_CPU is set, with which "
+            "Accelerate leaves DeepSpeed out: unset it (without a GPU, set DS_ACCELERATOR=cpu), or "
+            "set train.sharding=fsdp2"
         )
     if train.deepspeed and not train.sharding.startswith("zero"):
         raise RecipeError(

@@ -140,6 +140,7 @@ def test_zero_trains_as_one_process(recipe_of, alone, tmp_path, monkeypatch):
     """
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setitem(CPU, "ACCELERATE_USE_CPU", "false")  # DeepSpeed says itself where it runs
     recipe = recipe_of("full", "two")
     overrides = (*EXACT["full"], "train.sharding=zero2")
     launch(PROBE, yaml_of(recipe), str(tmp_path / "held"), "3", *overrides)
