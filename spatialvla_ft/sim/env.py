@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -60,7 +61,8 @@ class TabletopEnv:
         image_size: int = 64,
         cameras: Sequence[str] = ("front",),
         camera_mode: str = "fixed",
-        distractors: int = 0,
+        distractors: int | Sequence[int] = 0,
+        other_word: bool = False,
     ):
         """Build the model; ValueError names what is not allowed.
 
@@ -70,7 +72,10 @@ class TabletopEnv:
             image_size: pixels a side of the observed pictures.
             cameras: which to render: "front", "wrist" or both.
             camera_mode: "fixed", or "random" for calibrated poses of their own per episode.
-            distractors: blocks that the task does not name.
+            distractors: blocks that the task does not name; of several numbers the episode of
+                seed s has the one at place s modulo their count.
+            other_word: name the first distractor instead of the block that the seed names, in a
+                scene that is otherwise the same; the task must have no reference block.
         """
         self.robot = get_robot(robot) if isinstance(robot, str) else robot
         self.task = get_task(task) if isinstance(task, str) else task
@@ -85,17 +90,24 @@ class TabletopEnv:
         self.image_size = image_size
         self.cameras = tuple(cameras)
         self.camera_mode = camera_mode
-        self.distractors = distractors
-        self._count = block_count(self.task, distractors)
-        self.model = mujoco.MjModel.from_xml_string(build_mjcf(self.robot, self._count))
-        self.data = mujoco.MjData(self.model)
+        self.distractors = (distractors,) if isinstance(distractors, int) else tuple(distractors)
+        self.other_word = other_word
+        counts = [block_count(self.task, number) for number in self.distractors]
+        if not counts:
+            raise ValueError("distractors: got no number, allowed are one or several")
+        if other_word and (self.task.places or min(self.distractors) < 1):
+            raise ValueError(
+                f"other_word: needs a task without a reference block and at least 1 distractor in "
+                f"every episode; got task {self.task.name!r} and distractors "
+                f"{list(self.distractors)}"
+            )
         self.max_steps = round(self.task.seconds * self.robot.control_hz)
         self.seed = -1
         self.instruction = ""
         self._renderer: Renderer | None = None
         self._owns_renderer = False
-        self._arm = ArmKinematics(self.model, self.robot)
-        self._index_model()
+        self._physics: dict[int, tuple[mujoco.MjModel, mujoco.MjData]] = {}
+        self._take_physics(counts[0])
 
     # -- the episode ---------------------------------------------------------------------------
 
@@ -103,7 +115,13 @@ class TabletopEnv:
         """Begin the episode of this seed; equal seeds give bit-identical episodes."""
         rng = np.random.default_rng([seed, 7])
         self.seed = seed
-        self.layout = sample_layout(self.robot, self.task, self.distractors, rng)
+        distractors = self.distractors[seed % len(self.distractors)]
+        layout = sample_layout(self.robot, self.task, distractors, rng)
+        if self.other_word:
+            first, second, *rest = layout.blocks
+            layout = replace(layout, blocks=(second, first, *rest))
+        self.layout = layout
+        self._take_physics(len(layout.blocks))
         self._poses = episode_cameras(self.robot, self.camera_mode, rng)
         self._place_scene(self.layout)
         mujoco.mj_resetData(self.model, self.data)
@@ -210,6 +228,16 @@ class TabletopEnv:
         self._renderer, self._owns_renderer = None, False
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _take_physics(self, count: int) -> None:
+        """The model of a scene with so many blocks; compiled when first wanted."""
+        if count not in self._physics:
+            model = mujoco.MjModel.from_xml_string(build_mjcf(self.robot, count))
+            self._physics[count] = model, mujoco.MjData(model)
+        self._count = count
+        self.model, self.data = self._physics[count]
+        self._arm = ArmKinematics(self.model, self.robot)
+        self._index_model()
 
     def _index_model(self) -> None:
         model = self.model

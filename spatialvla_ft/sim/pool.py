@@ -82,7 +82,8 @@ class SimPool:
         image_size: int = 64,
         cameras: Sequence[str] = ("front",),
         camera_mode: str = "fixed",
-        distractors: int = 0,
+        distractors: int | Sequence[int] = 0,
+        other_word: bool = False,
     ):
         """Start the workers and the first episodes.
 
@@ -95,7 +96,7 @@ class SimPool:
             image_size: pixels a side.
             cameras: which to render, "front", "wrist" or both.
             camera_mode: "fixed" or "random".
-            distractors: blocks that the task does not name.
+            distractors, other_word: as in `TabletopEnv`.
         """
         self.robot = get_robot(robot) if isinstance(robot, str) else robot
         self.task = get_task(task)
@@ -110,6 +111,7 @@ class SimPool:
             "cameras": tuple(cameras),
             "camera_mode": camera_mode,
             "distractors": distractors,
+            "other_word": other_word,
         }
         self._results: dict[int, EpisodeResult] = {}
         self._workers: list[Worker] = []

@@ -38,7 +38,7 @@ class Plan:
     image_size: int = 64
     cameras: tuple[str, ...] = ("front",)
     camera_mode: str = "fixed"
-    distractors: int = 0
+    distractors: int | tuple[int, ...] = 0
 
     def environments(self) -> list[TabletopEnv]:
         """One environment per task; ValueError for what is not allowed. Nothing is rendered yet."""
@@ -56,10 +56,12 @@ class Plan:
 
     def description(self) -> str:
         """One sentence for the dataset's own description."""
+        blocks = self.distractors
+        blocks = str(blocks) if isinstance(blocks, int) else "/".join(map(str, blocks))
         return (
             f"{self.robot}, {', '.join(self.tasks)}: expert demonstrations in simulation, "
             f"camera {self.camera_mode}, action noise {self.action_noise}, "
-            f"{self.distractors} distractors, seed {self.seed}."
+            f"{blocks} distractors, seed {self.seed}."
         )
 
 
