@@ -77,6 +77,9 @@ def check(folder: str) -> dict[str, Any]:
             if auto is AutoModelForImageTextToText:
                 model.save_pretrained(again)
                 processor.save_pretrained(again)
+                with safe_open(str(Path(again) / "model.safetensors"), "pt") as opened:
+                    names = [n for n in opened.keys() if n.startswith("vision_tower.")]  # noqa: SIM118
+                report["released_names"] = all(".vision_model." in name for name in names)
     report["same"] = all(
         r["ids_equal"] and r["actions"] <= TOLERANCE for r in report.values() if isinstance(r, dict)
     )

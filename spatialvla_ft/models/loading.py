@@ -6,10 +6,12 @@ refused for the text tower here, before any weight is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from .action_head import joined_weights
@@ -19,6 +21,7 @@ from .loading_report import check_loaded, readable_weights
 from .released import fill_from_processor_config, refuse_no_place
 
 TABLE = "spatial_embed_tokens.weight"
+SIGLIP = re.compile(r"^(vision_tower\.)(?!vision_model\.)")
 INCOMPLETE = (
     "The download is incomplete or its files are of several checkpoints: fetch it again. "
     "allow_incomplete=True takes it as it is, with random values for what is missing"
@@ -66,8 +69,21 @@ def missing_from(
     return [name for name in missing if not name.startswith(tuple(added))]
 
 
+def released_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the names of released files, which the released code needs.
+
+    transformers 5 drops the `vision_model.` of SigLIP's weights on reading, and puts it back only
+    where the file that it read had it; a fresh model it writes without. All other names it gives
+    back itself. Offloaded weights (on the meta device) it finds by their own names, so these stay.
+    """
+    return {
+        name if getattr(value, "is_meta", False) else SIGLIP.sub(r"\1vision_model.", name): value
+        for name, value in weights.items()
+    }
+
+
 class CheckpointLoading(PreTrainedModel):
-    """`from_pretrained` for released checkpoints and ours."""
+    """`from_pretrained` for released checkpoints and ours, and `save_pretrained`."""
 
     @classmethod
     def from_pretrained(
@@ -131,20 +147,27 @@ class CheckpointLoading(PreTrainedModel):
             model.vision_zoe_model.requires_grad_(False)
         return (model, info) if tell else model
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, always in the released layout.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers, always in the released layout, wherever the model came from.
 
-        A spatial table that is a view of the text embeddings is written out, since safetensors
-        refuses tensors that share memory; action rows that were trained apart from the head are
-        joined to it.
+        Weights have their released names. A spatial table that is a view of the text embeddings is
+        written out, since safetensors refuses tensors that share memory; action rows that were
+        trained apart from the head are joined to it.
         """
-        weights = kwargs.get("state_dict")
-        if weights is None and (self._table_is_shared() or self.action_head_rows is not None):
-            weights = self.state_dict()
-            weights[TABLE] = weights[TABLE].clone()
-        if weights is not None:
-            kwargs["state_dict"] = joined_weights(self.config, weights)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        # Of a model that carries an adapter transformers picks the adapter's weights, by names.
+        if not self._hf_peft_config_loaded:
+            if state_dict is None:
+                state_dict = self.state_dict()
+                if self._table_is_shared():
+                    state_dict[TABLE] = state_dict[TABLE].clone()
+            state_dict = released_names(joined_weights(self.config, state_dict))
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def _table_is_shared(self) -> bool:
         table = getattr(self, "spatial_embed_tokens", None)

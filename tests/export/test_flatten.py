@@ -42,6 +42,7 @@ def test_an_export_acts_where_the_package_is_not(exported, tmp_path):
     for name in ("AutoModel", "AutoModelForImageTextToText", "AutoModel saved again"):
         assert found[name] == {"ids_equal": True, "actions": pytest.approx(0, abs=1e-6)}, name
     assert found["inputs"] == 3
+    assert found["released_names"] is True
     assert all(name.startswith("transformers_modules.") for name in found["code"])
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from released_keys import check_released
 from safetensors.torch import load_file
 from scipy.interpolate import RegularGridInterpolator
 from tiny_world import BINS, tiny_inputs, tiny_model, tiny_processor
@@ -140,6 +141,7 @@ def test_small_models_grow_and_shrink(tmp_path, tied, bins):
     assert report.bins == (BINS, bins)
     assert report.head_rows == (not tied)
     assert report.dtype == "float32"
+    check_released(tmp_path / "new")
     before, after = weights(tmp_path / "old"), weights(tmp_path / "new")
     new = ActionGrid.uniform(bins=bins)
     if 1 not in bins:  # SciPy has no interpolation along a single point

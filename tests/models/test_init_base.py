@@ -11,6 +11,7 @@ import tiny_paligemma
 import torch
 import transformers
 from packaging.version import Version
+from released_keys import check_released
 from safetensors.torch import load_file, save_file
 from tiny_world import BINS, picture
 from transformers import (
@@ -270,6 +271,8 @@ def test_a_base_is_saved_and_loaded_and_is_the_same_twice(base, paligemma, zoede
     model, processor = base
     model.save_pretrained(tmp_path, max_shard_size="60KB")
     processor.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    check_released(tmp_path)
     again = SpatialVLAForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
     twin, _ = assemble_base(paligemma, zoedepth, GRID, dtype=torch.float32)
     other, _ = assemble_base(paligemma, zoedepth, GRID, seed=1, dtype=torch.float32)

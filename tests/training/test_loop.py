@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from released_keys import check_released
 from safetensors.torch import load_file
 
 from spatialvla_ft.models.lora import is_adapter, load_policy_model
@@ -74,6 +75,8 @@ def test_the_result_is_what_was_trained(recipe_of, kind):
     # Rows of the vocabulary's tail apart, everything trainable moves and nothing else does.
     assert moved == trainable
     assert is_adapter(result) == (kind == "lora")
+    if kind == "full":
+        check_released(result, without=("vision_tower.vision_model.encoder.",))
     model, processor = load_policy_model(result)
     batch = run.collate([run.datasets[0][0]])
     with torch.no_grad():

@@ -8,6 +8,7 @@ import pytest
 import tiny_paligemma
 import torch
 import yaml
+from released_keys import check_released
 from safetensors.torch import load_file
 from tiny_world import BINS
 from typer.testing import CliRunner
@@ -52,6 +53,7 @@ def written(sources, tmp_path_factory):
     assert result.exit_code == 0, result.output
     assert "1,461 text tokens, then 134 action tokens (1461..1594)" in result.stdout
     assert "224 x 224 pixels, 256 image tokens; chunks of 2 actions" in result.stdout
+    check_released(out)
     return out
 
 
