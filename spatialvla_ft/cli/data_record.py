@@ -34,7 +34,10 @@ def record(
         ),
     ] = 0.0,
     cameras: Annotated[str, typer.Option(help="Comma separated: front,wrist.")] = "front",
-    distractors: Annotated[int, typer.Option(help="Blocks that the task does not name.")] = 1,
+    distractors: Annotated[
+        str,
+        typer.Option(help="Blocks that the task does not name; 0,1,2: one of these by the seed."),
+    ] = "1",
     workers: Annotated[int, typer.Option(help="Simulation processes; same data for any.")] = 1,
     name: Annotated[
         str | None, typer.Option(help="Dataset name; default ROBOT_TASK, or ROBOT_mixed.")
@@ -84,7 +87,7 @@ def _record(
     camera_mode: str,
     action_noise: float,
     cameras: tuple[str, ...],
-    distractors: int,
+    distractors: str,
     workers: int,
     name: str | None,
 ) -> dict[str, object]:
@@ -100,6 +103,7 @@ def _record(
     if not cameras or len(set(cameras)) < len(cameras):
         raise ValueError(f"--cameras: got {list(cameras)}, allowed are front, wrist, front,wrist")
 
+    from spatialvla_ft.sim.layout import distractor_counts
     from spatialvla_ft.sim.robots import get_robot
     from spatialvla_ft.sim.tasks import TASKS, get_task
 
@@ -126,7 +130,7 @@ def _record(
         image_size=image_size,
         cameras=cameras,
         camera_mode=camera_mode,
-        distractors=distractors,
+        distractors=distractor_counts(distractors),
     )
     tally = _show(
         record_dataset(plan, episodes=episodes, out=out, name=name, workers=workers), episodes

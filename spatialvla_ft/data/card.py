@@ -55,6 +55,8 @@ class Card(CardModel):
     depth_scale: float | None = Field(None, gt=0)
     intrinsics: dict[Slot, str | Intrinsics] = Field({})
     extrinsics: dict[Slot, str] = Field({})
+    target_point: str | None = None
+    reference_point: str | None = None
     language: Language = Language()
     drop: Drop = Drop()
     action: Action
@@ -99,6 +101,12 @@ class Card(CardModel):
         if relabel and not action.is_delta and action.joints is None and not whole:
             raise ValueError("relabel of an absolute pose must replace all of it, dims: [0, 6]")
         return self
+
+    @property
+    def points(self) -> dict[str, str]:
+        """Columns of the points that instructions name, by the field of a sample."""
+        named = {"target_point": self.target_point, "reference_point": self.reference_point}
+        return {field: key for field, key in named.items() if key is not None}
 
     @property
     def lost_steps(self) -> int:

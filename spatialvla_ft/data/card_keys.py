@@ -49,7 +49,7 @@ def check_keys(card: Card, features: Features, *, given: Collection[str] = ()) -
             else:
                 look(features.check_image, term.path, depth=depth)
     cameras = [k for slot, k in card.intrinsics.items() if isinstance(k, str) and slot not in given]
-    for key in dict.fromkeys([*cameras, *card.extrinsics.values()]):
+    for key in dict.fromkeys([*cameras, *card.extrinsics.values(), *card.points.values()]):
         look(features.check_column, key)
     if problems:
         lines = list(problems)

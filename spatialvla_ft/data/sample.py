@@ -42,6 +42,9 @@ class Sample(Observation):
         action_space: names, units and frames of `actions`.
         valid: (horizon,) True where the episode really has that action.
         dataset, episode, step: where the sample comes from; indices count from 0.
+        target_point: (3,) centre of what the instruction names, base frame of the robot, metres;
+            None where it is not known.
+        reference_point: (3,) the same of what it is put in relation to.
         history: the steps before this one, oldest first, as many as were asked for; before the
             episode's first step that one is repeated.
     """
@@ -53,6 +56,8 @@ class Sample(Observation):
     dataset: str
     episode: int
     step: int
+    target_point: Float32[np.ndarray, 3] | None = None
+    reference_point: Float32[np.ndarray, 3] | None = None
     history: tuple[Observation, ...] = ()
 
     @property

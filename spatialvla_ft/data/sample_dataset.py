@@ -303,6 +303,7 @@ class SampleDataset(Sequence[Sample]):
         )
         return Sample(
             **now,
+            **view.points(episode, int(part.steps[present])),
             history=tuple(Observation(**fields) for fields in past),
             instruction=part.language[present] if part.language else "",
             actions=RawActions(part.action[np.minimum(ahead, count - 1) - first]),

@@ -63,6 +63,24 @@ class View:
             "extrinsics": swap(extrinsics, places),
         }
 
+    def points(self, episode: int, step: int) -> dict[str, Float32[np.ndarray, 3]]:
+        """`target_point` and `reference_point` of a `Sample`, where the step has them.
+
+        Raises:
+            DatasetError: a column is not three numbers, or holds infinity.
+        """
+        found = {}
+        for field, key in self.card.points.items():
+            point = np.asarray(self.store.value(key, episode, step), np.float32).reshape(-1)
+            if point.shape != (3,) or np.isinf(point).any():
+                raise DatasetError(
+                    f"{self.name}, episode {episode}, step {step}: {key!r} is {point.tolist()}, "
+                    f"but {field} is x, y, z in metres in the robot's base frame, NaN for none"
+                )
+            if not np.isnan(point).any():
+                found[field] = point
+        return found
+
     def _wanted(self, slot: str, places: Mapping[str, str]) -> bool:
         """Whether a camera of the card is read, given the places that cameras take."""
         return self.cameras is None or places.get(slot, slot) in self.cameras

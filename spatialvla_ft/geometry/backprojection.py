@@ -46,6 +46,39 @@ def backproject(
     return points_BN3
 
 
+def project(
+    points: Float[Tensor, "B 3"], intrinsics: Float[Tensor, "B 3 3"]
+) -> Float[Tensor, "B 2"]:
+    """Pixels (u, v), centres at +0.5, of points in front of the camera; NaN for those behind it.
+
+    Args:
+        points: camera frame, metres.
+        intrinsics: K of each image.
+    """
+    u_v_w = torch.einsum("bij,bj->bi", intrinsics.double(), points.double())
+    depth = u_v_w[:, 2:]
+    return torch.where(depth > 0, u_v_w[:, :2] / depth, torch.nan).to(points.dtype)
+
+
+def patch_weights(
+    uv: Float[Tensor, "B 2"], image_size: int, patch_size: int
+) -> Float[Tensor, "B P"]:
+    """A pixel spread bilinearly over the four nearest patches; all 0 outside the picture.
+
+    Args:
+        uv: pixels, centres at +0.5; NaN counts as outside.
+        image_size: side of the square picture, pixels.
+        patch_size: side of a patch, pixels.
+    """
+    side = image_size // patch_size
+    inside = ((uv >= 0) & (uv < image_size)).all(-1)  # False for NaN
+    place = (torch.nan_to_num(uv) / patch_size - 0.5).clamp(0, side - 1)
+    ticks = torch.arange(side, dtype=uv.dtype, device=uv.device)
+    near_B2S = (1 - (place.unsqueeze(-1) - ticks).abs()).clamp_min(0)
+    weights_BRC = near_B2S[:, 1].unsqueeze(-1) * near_B2S[:, 0].unsqueeze(-2)
+    return weights_BRC.flatten(1) * inside.unsqueeze(-1)
+
+
 def scale_intrinsics(
     intrinsics: Float[Tensor, "*B 3 3"], scale_x: float, scale_y: float
 ) -> Float[Tensor, "*B 3 3"]:

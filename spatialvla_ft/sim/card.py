@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float32
 
-from spatialvla_ft.sim.recording import DEPTH_SCALE
+from spatialvla_ft.sim.recording import DEPTH_SCALE, POINTS
 from spatialvla_ft.sim.robots import Robot
 
 SLOTS = {"front": "primary", "wrist": "wrist"}
@@ -32,6 +32,7 @@ def dataset_card(robot: Robot, cameras: Sequence[str], version: str) -> dict[str
         "intrinsics": per_slot("intrinsics"),
         "extrinsics": per_slot("extrinsics"),
         "language": {"kind": "string", "key": "language_instruction"},
+        **{name: name for name in POINTS},
         "drop": {"first": 0},
         "action": {
             "encoding": "EEF_POS",

@@ -79,6 +79,17 @@ def sample_layout(robot: Robot, task: Task, distractors: int, rng: np.random.Gen
     return Layout(blocks, (x, y, z), rng.uniform(-0.3, 0.3))
 
 
+def distractor_counts(text: str) -> tuple[int, ...]:
+    """"0,1,1,2,2" as numbers; ValueError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(
+            f"distractors: got {text!r}, allowed are a number or several, as in 0,1,1,2,2 (then "
+            "the episode of seed s has the one at place s modulo their count)"
+        )
+    return tuple(int(part) for part in parts)
+
+
 def block_count(task: Task, distractors: int) -> int:
     """Blocks in an episode; ValueError if there are not enough colours for them."""
     most = len(COLOURS) - 1 - task.places

@@ -96,7 +96,8 @@ class SimPool:
             image_size: pixels a side.
             cameras: which to render, "front", "wrist" or both.
             camera_mode: "fixed" or "random".
-            distractors, other_word: as in `TabletopEnv`.
+            distractors: blocks that the task does not name, as in `TabletopEnv`.
+            other_word: name the first distractor instead, as in `TabletopEnv`.
         """
         self.robot = get_robot(robot) if isinstance(robot, str) else robot
         self.task = get_task(task)

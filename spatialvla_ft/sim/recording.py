@@ -20,6 +20,8 @@ DEPTH_SCALE = 1e-4
 """Metres per unit of a recorded depth image."""
 JPEG_QUALITY = 95
 STATE_DIM, ACTION_DIM = 7, 7
+POINTS = ("target_point", "reference_point")
+"""What the instruction names, as points."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Episode:
         seed, task, robot, instruction: what was shown.
         observations: per step, the dataset's `observation` with encoded images.
         actions: (T, 7) the expert's clean actions, robot units.
+        points: {"target_point", "reference_point"}: (T, 3) centres of the block that is named and
+            of the reference block, base frame, metres; NaN where a task has no reference.
     """
 
     seed: int
@@ -38,6 +42,7 @@ class Episode:
     instruction: str
     observations: tuple[dict[str, Any], ...]
     actions: Float32[np.ndarray, "T 7"]
+    points: dict[str, Float32[np.ndarray, "T 3"]]
 
 
 def perturb(
@@ -56,10 +61,11 @@ def record_episode(env: TabletopEnv, seed: int, action_noise: float = 0.0) -> Ep
     """
     env.reset(seed)
     rng = np.random.default_rng([seed, 11])
-    observations, actions = [], []
+    observations, actions, places = [], [], []
     success = False
     while not env.done:
         observations.append(encode_observation(env.observe()))
+        places.append(named_points(env))
         action = env.clip(expert(env))
         actions.append(action)
         success = env.step(perturb(env, action, action_noise, rng)).success
@@ -72,7 +78,16 @@ def record_episode(env: TabletopEnv, seed: int, action_noise: float = 0.0) -> Ep
         instruction=env.instruction,
         observations=tuple(observations),
         actions=np.array(actions, np.float32),
+        points={name: np.stack([at[name] for at in places]) for name in POINTS},
     )
+
+
+def named_points(env: TabletopEnv) -> dict[str, Float32[np.ndarray, 3]]:
+    """Centres of the blocks that the instruction names, base frame, metres; NaN for none."""
+    blocks = env.state().blocks
+    target = blocks[0].position
+    reference = blocks[1].position if env.task.places else np.full(3, np.nan)
+    return dict(zip(POINTS, (target.astype(np.float32), reference.astype(np.float32)), strict=True))
 
 
 def encode_observation(observation: Observation) -> dict[str, Any]:
@@ -105,6 +120,7 @@ def steps_of(episode: Episode) -> Iterator[dict[str, Any]]:
         yield {
             "observation": observation,
             "action": action,
+            **{name: points[t] for name, points in episode.points.items()},
             "language_instruction": episode.instruction,
             "is_first": t == 0,
             "is_last": t == last,

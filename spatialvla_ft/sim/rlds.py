@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spatialvla_ft.data.rlds.write import write_split
-from spatialvla_ft.sim.recording import ACTION_DIM, STATE_DIM, Episode, steps_of
+from spatialvla_ft.sim.recording import ACTION_DIM, POINTS, STATE_DIM, Episode, steps_of
 
 VERSION = "1.0.0"
 
@@ -54,6 +54,12 @@ def features(cameras: Sequence[str], image_size: int) -> Any:
             dtype=np.float32,
             doc="dx dy dz (m) roll pitch yaw (rad, xyz) in the base frame, gripper 1 open 0 closed",
         ),
+        **{
+            name: tensor(
+                shape=(3,), dtype=np.float32, doc="m, base frame; NaN where nothing is named"
+            )
+            for name in POINTS
+        },
         "language_instruction": tfds.features.Text(),
         "is_first": scalar(dtype=np.bool_),
         "is_last": scalar(dtype=np.bool_),

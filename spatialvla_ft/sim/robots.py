@@ -191,7 +191,7 @@ ROBOT_A = Robot(
 ROBOT_B = Robot(
     name="robot_b",
     base_position=(-0.10, 0.12, 0.03),
-    base_yaw=-0.20,
+    base_yaw=-0.90,
     pedestal=0.10,
     joints=_joints(
         "zyyzyz",
@@ -207,7 +207,7 @@ ROBOT_B = Robot(
         reach_x=(0.26, 0.62),
         reach_y=(-0.27, 0.27),
     ),
-    front=FrontCamera(azimuth=-0.45, elevation=0.85, distance=0.80, fov=0.70),
+    front=FrontCamera(azimuth=-1.7, elevation=0.95, distance=0.70, fov=0.80),
     wrist=WristCamera(offset=(0.095, 0.02, 0.12), aim=(0.025, 0.0, -0.02), fov=1.25),
     control_hz=10.0,
     max_translation=0.015,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
 from ..data.image_path import fit_step
@@ -11,6 +12,7 @@ from ..data.reading import read_in_disk_order
 from ..data.sample import Sample
 from ..data.sampler import Sampler
 from .hand_over import Loader
+from .point_loss import PatchGrid, PointCollator
 from .run import Run
 from .stopping import leave_to_main_process
 
@@ -72,10 +74,15 @@ def make_sampler(run: Run, world: int = 1, rank: int = 0) -> Sampler:
 
 def make_loader(run: Run, sampler: Sampler, start: int, stop: int) -> Loader:
     """Micro-batches `start` to `stop` of a rank, collated; the order is the sampler's."""
+    collate: Callable[[Sequence[Sample]], dict[str, Tensor]] = run.collate
+    if run.points:
+        size = run.spatialvla.config.vision_config.patch_size
+        grid = PatchGrid(run.processor.image_size, size, run.processor.layout)
+        collate = PointCollator(run.collate, grid, run.points)
     return Loader(
         Frames(run),
         StepBatches(sampler, start, stop),
-        run.collate,
+        collate,
         workers=run.recipe.data.workers,
         on_start=leave_to_main_process,
     )

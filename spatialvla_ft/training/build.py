@@ -29,6 +29,7 @@ from .augment import Augment
 from .collate import Collator, DepthInput
 from .global_batch import process_count, with_accumulation
 from .open_data import open_data
+from .point_loss import check_points, point_fields
 from .recipe import Recipe, RecipeError
 from .run import Run
 from .sample_depth import SampleDepth
@@ -85,6 +86,8 @@ def build(recipe: Recipe) -> Run:
             processor.statistics[dataset.name]["proprio"] = entry
     processor.intrinsic_config.update(_intrinsics(datasets, layout.cameras))
     _check_depth(recipe, model)
+    points = point_fields(recipe.train.point_loss)
+    check_points(datasets, points)
 
     rows = spatial_rows(model)
     return Run(
@@ -99,6 +102,7 @@ def build(recipe: Recipe) -> Run:
         rows=rows,
         base_fingerprint=base_fingerprint,
         overrides=overrides,
+        points=points,
         depth=estimated_depth(recipe, model, layout.cameras),
     )
 

@@ -129,6 +129,8 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _same(old: Any, new: Any) -> bool:
+    if (old, new) in ((None, "absent"), ("absent", None)):
+        return True  # a field that recipes did not have, and that says nothing
     if isinstance(old, float) and isinstance(new, float):
         return math.isclose(old, new, rel_tol=_TOLERANCE, abs_tol=1e-12)
     return old == new

@@ -23,7 +23,9 @@ from .guard import Guard
 from .identity import check_same_run, identity
 from .meters import Meter
 from .metrics import Totals, action_tokens
+from .objective import label_weights, weighted_loss
 from .optimisation import make_optimizer, make_scheduler
+from .point_loss import PointWatch, without_points
 from .preflight import FILE as PREFLIGHT
 from .preflight import Preflight, preflight
 from .recipe import RecipeError
@@ -113,6 +115,12 @@ class Loop:
         self.parameters = [p for p in self.run.model.parameters() if p.requires_grad]
         optimizer = make_optimizer(self.parameters, cfg)
         self.scheduler = make_scheduler(optimizer, cfg)
+        self.points = None
+        if cfg.point_loss is not None:
+            self.points = PointWatch(self.run.spatialvla, cfg.point_loss)
+        self.pointing: dict[str, float] = {}
+        self.slot_weights = label_weights(cfg.slot_weights, self.run.processor)
+        self.config = self.run.spatialvla.config
         self.model, self.optimizer = prepare(self.accelerator, self.run.model, optimizer)
         self.identity = identity(self.run, self.accelerator.num_processes)
         if found is not None:
@@ -240,16 +248,33 @@ class Loop:
         accelerator, cfg = self.accelerator, self.run.recipe.train
         torch.manual_seed(self.seed(step))
         with accelerator.accumulate(self.model):
-            outputs = self.model(**batch, logits_to_keep="labels")
-            accelerator.backward(outputs.loss)
-            self.losses.append(outputs.loss.detach())
+            logits, loss = self.objective(batch)
+            accelerator.backward(loss)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(self.parameters, cfg.clip_norm)
                 self.norm = whole(norm)
                 self.check()
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return outputs.logits.detach()
+        return logits.detach()
+
+    def objective(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(logits of label rows, what is minimised); the tokens' own loss joins `losses`."""
+        inputs, places = without_points(batch)
+        if not places:
+            outputs = self.model(**inputs, logits_to_keep="labels")
+        else:
+            with self.points.watching(inputs):
+                outputs = self.model(**inputs, logits_to_keep="labels")
+        self.losses.append(outputs.loss.detach())
+        loss = outputs.loss
+        if self.slot_weights is not None:
+            loss = weighted_loss(outputs.logits, inputs["labels"], self.slot_weights, self.config)
+        if places:
+            pointed, self.pointing = self.points.loss(places)
+            self.pointing = {"loss/points": float(pointed.detach()), **self.pointing}
+            loss = loss + self.points.weight * pointed
+        return outputs.logits, loss
 
     def check(self) -> None:
         """Stop before the optimiser moves if loss or gradient are none to follow, on all ranks."""
@@ -286,6 +311,7 @@ class Loop:
             **totals.reduce(self.accelerator).metrics(),
             "learning_rate": self.scheduler.get_last_lr()[0],
             "grad_norm": self.norm,
+            **self.pointing,
         }
 
     def log(self, values: dict[str, float]) -> None:

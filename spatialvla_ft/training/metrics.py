@@ -48,7 +48,7 @@ def action_tokens(
     logits: Float[Tensor, "L V"], labels: Int[Tensor, "B T"], config: SpatialVLAConfig
 ) -> Tokens:
     """The action tokens behind the label rows of a batch (`logits_to_keep="labels"`)."""
-    rows, wanted = _by_sample(logits, labels, config)
+    rows, wanted = label_rows(logits, labels, config)
     slots = type_slices(config)
     count, begin = len(slots), config.action_token_begin_idx
     end = wanted.shape[1] - 1  # the last label ends the sequence
@@ -63,14 +63,15 @@ def sample_losses(
     logits: Float[Tensor, "L V"], labels: Int[Tensor, "B T"], config: SpatialVLAConfig
 ) -> Float[Tensor, " B"]:
     """Mean cross entropy of each sample; their mean is the loss of the batch."""
-    rows, wanted = _by_sample(logits, labels, config)
+    rows, wanted = label_rows(logits, labels, config)
     losses = [F.cross_entropy(one.float(), ids) for one, ids in zip(rows, wanted, strict=True)]
     return torch.stack(losses)
 
 
-def _by_sample(
+def label_rows(
     logits: Tensor, labels: Tensor, config: SpatialVLAConfig
 ) -> tuple[Float[Tensor, "B n V"], Int[Tensor, "B n"]]:
+    """The label rows of a batch by sample, and the ids that they should predict."""
     labels = labels[:, 1:]
     wanted = labels[labels != config.ignore_index].view(len(labels), -1)
     return logits.view(*wanted.shape, -1), wanted

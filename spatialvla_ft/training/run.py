@@ -29,6 +29,8 @@ class Run:
         heldout: episodes kept for validation, per dataset; empty without a holdout.
         collate: samples to model inputs.
         augment: what training varies, or None.
+        points: which places of things are supervised, of the samples' fields; none without
+            `train.point_loss`.
         depth: gives samples estimated depth, before augmentation; None where they bring their own
             or the model estimates it.
         rows: spatial table and head rows before training (adapters need them to be loaded again).
@@ -47,6 +49,7 @@ class Run:
     rows: dict[str, Tensor]
     base_fingerprint: str | None
     overrides: dict[str, Any]
+    points: tuple[str, ...] = ()
     depth: SampleDepth | None = None
 
     def sample(self, dataset: SampleDataset, frame: int) -> Sample:

@@ -220,6 +220,35 @@ class LossGuard(Section):
     """Steps that the median is of."""
 
 
+class PointLoss(Section):
+    """One attention head is told where the named thing lies (see `training/point_loss.py`)."""
+
+    weight: float = Field(1.0, gt=0)
+    """Of this loss beside that of the tokens."""
+    layer: int | None = Field(None, ge=0)
+    """Of the language model; None takes the middle one."""
+    head: int = Field(0, ge=0)
+    reference_head: int | None = Field(None, ge=0)
+    """A second head that is told where the thing of reference lies."""
+
+
+class SlotWeights(Section):
+    """What the tokens of each kind count in the loss; all 1 is the released loss."""
+
+    translation: float = Field(1.0, ge=0)
+    rotation: float = Field(1.0, ge=0)
+    gripper: float = Field(1.0, ge=0)
+    joint: float = Field(1.0, ge=0)
+    end: float = Field(1.0, ge=0)
+    """The token that ends the sequence."""
+
+    @model_validator(mode="after")
+    def _something(self) -> SlotWeights:
+        if not any(self.model_dump().values()):
+            raise ValueError("every weight is 0: nothing would be learnt")
+        return self
+
+
 class Train(Section):
     """The optimisation."""
 
@@ -241,6 +270,10 @@ class Train(Section):
     clip_norm: float = Field(1.0, gt=0)
     loss_guard: LossGuard | None = Field(default_factory=LossGuard)
     """Stops a run whose loss has run away; None lets it run. NaN and infinity stop it always."""
+    point_loss: PointLoss | None = None
+    """Tell one attention head where the named thing lies; the datasets need a `target_point`."""
+    slot_weights: SlotWeights | None = None
+    """Weigh the tokens of translation, rotation and gripper; None counts all alike."""
     precision: Literal["float32", "bf16"] = "float32"
     sharding: Literal["none", "fsdp2", "zero1", "zero2"] = "none"
     """What several processes share to save memory: nothing, everything (FSDP2), or by DeepSpeed the

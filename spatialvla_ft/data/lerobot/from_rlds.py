@@ -234,6 +234,7 @@ def _translate(raw: dict[str, Any], card: Card, entries: list[Entry]) -> dict[st
     found["cameras"] = {slot: name_of[t.path] for slot, t in (card.cameras or {}).items()}
     kept = {slot: name_of[t.path] for slot, t in card.depth.items() if t.path in name_of}
     found |= {"depth": kept, "depth_scale": DEPTH_SCALE} if kept else {"depth": {}}
+    found |= {field: name_of.get(key, key) for field, key in card.points.items()}
     for field in ("intrinsics", "extrinsics"):
         found[field] = {
             slot: name_of.get(source, source) if isinstance(source, str) else source

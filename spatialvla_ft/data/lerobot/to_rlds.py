@@ -90,6 +90,9 @@ def _card(store: LeRobotStore, entries: list[Entry]) -> dict[str, Any]:
     for field in ("cameras", "depth", "intrinsics", "extrinsics"):
         slots = raw.get(field) or {}
         found[field] = {s: names.get(v, v) if isinstance(v, str) else v for s, v in slots.items()}
+    for field in ("target_point", "reference_point"):
+        if raw.get(field) is not None:
+            found[field] = names.get(raw[field], raw[field])
     if (raw.get("language") or {}).get("key") == TASK:
         found["language"] = {"kind": "string", "key": "language_instruction"}
     return found
