@@ -229,7 +229,7 @@ class PointWatch:
                 continue
             seen, wanted = self._seen[field][has], wanted[has]
             total = total - (wanted * torch.log(seen + FLOOR)).sum(-1).mean()
-            hits[field] = float((seen.detach() * (wanted > 0)).sum(-1).mean())
+            hits[f"attention/{field}"] = float((seen.detach() * (wanted > 0)).sum(-1).mean())
         return total, hits
 
     def _look(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
