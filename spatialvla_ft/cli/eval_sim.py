@@ -39,7 +39,12 @@ def sim(
     name: Annotated[str | None, typer.Option(help="Name of the policy in reports.")] = None,
     image_size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
     camera_mode: Annotated[str, typer.Option(help="fixed or random.")] = "random",
-    distractors: Annotated[int, typer.Option(help="Blocks that the task does not name.")] = 0,
+    distractors: Annotated[
+        str, typer.Option(help="Blocks that the task does not name; a list takes turns: 0,1,1,2,2.")
+    ] = "0",
+    swap_test: Annotated[
+        bool, typer.Option("--swap-test", help="Then run the same scenes with the other word.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Simulation processes.")] = 1,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
     out: Annotated[
@@ -49,41 +54,50 @@ def sim(
 ) -> None:
     """Let a policy act in simulation and count successes, with Wilson 95 % intervals.
 
+    The swap test runs the scenes that have a distractor once more, and the instruction names that
+    one: the words are followed where each of both led to the block that it names.
+
     Example: spatialvla-ft eval sim --checkpoint runs/b/final --robot robot_b --task touch
     """
     from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table
 
     from spatialvla_ft.cli.console import fail_with
 
     with fail_with(ValueError, OSError):
         if episodes < 1:
             raise ValueError(f"--episodes is {episodes}; it must be at least 1")
+        counts = _numbers(distractors)
         if depth is None and (depth_resolution is not None or depth_every != 1):
             raise ValueError("--depth-resolution and --depth-every need --depth, an estimator")
         if depth is not None and policy != "model":
             raise ValueError(f"--depth is for --policy model; {policy} does not look")
+        from spatialvla_ft.evaluation.closed_loop import run_closed_loop, scenes_to_swap
+
+        seeds = range(seed, seed + episodes)
+        totals = {
+            one: episodes + (len(scenes_to_swap(one, seeds, counts)) if swap_test else 0)
+            for one in task or ["touch"]
+        }
         acting = _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads)
         if depth is not None:
             acting = _with_depth(acting, depth, depth_resolution, depth_every)
-        from spatialvla_ft.evaluation.closed_loop import run_closed_loop
-
         results = []
         with Progress(console=Console(stderr=True), disable=as_json) as progress:
-            for one in task or ["touch"]:
-                bar = progress.add_task(f"{robot} {one}", total=episodes)
+            for one, total in totals.items():
+                bar = progress.add_task(f"{robot} {one}", total=total)
                 results.append(
                     run_closed_loop(
                         acting,
                         robot,
                         one,
-                        range(seed, seed + episodes),
+                        seeds,
                         workers=workers,
                         parallel=min(episodes, 25),
                         image_size=image_size,
                         camera_mode=camera_mode,
-                        distractors=distractors,
+                        distractors=counts,
+                        swap=swap_test,
                         on_episodes=lambda n, bar=bar: progress.update(bar, completed=n),
                     )
                 )
@@ -92,21 +106,73 @@ def sim(
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(content, indent=1) + "\n")
     if as_json:
-        short = [{k: v for k, v in c.items() if k not in ("results", "traces")} for c in content]
-        typer.echo(json.dumps(short))
+        typer.echo(json.dumps([_without_episodes(entry) for entry in content]))
         return
-    table = Table("task", "policy", "success", "95 % interval", "wrong object", "mean steps")
+    console = Console()
+    console.print(_outcomes(results))
+    if swap_test:
+        console.print(_swaps(results), _CHANCE, sep="\n")
+
+
+_CHANCE = (
+    "followed: both words led to the block that they name. By chance: one of the blocks, picked "
+    "anew each time; a policy that does not read the words follows in none."
+)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """ "0,1,1" as numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--distractors is {text!r}; use one number, or several with commas, as 0,1,1,2,2"
+        ) from None
+
+
+def _without_episodes(value):
+    if not isinstance(value, dict):
+        return value
+    listed = ("results", "traces")
+    return {name: _without_episodes(one) for name, one in value.items() if name not in listed}
+
+
+def _outcomes(results):
+    from rich.table import Table
+
+    table = Table("task", "policy", "solved", "95 %", "wrong object", "95 %", "mean steps")
     for result in results:
-        low, high = result.interval
         table.add_row(
             result.task,
             result.policy,
-            f"{result.successes}/{result.episodes} = {result.rate:.0%}",
-            f"{low:.0%} .. {high:.0%}",
-            f"{result.wrong_objects}/{result.episodes}",
+            *_cells(result.solved),
+            *_cells(result.wrong),
             f"{result.mean_steps:.1f}",
         )
-    Console().print(table)
+    return table
+
+
+def _swaps(results):
+    from rich.table import Table
+
+    table = Table(
+        *("task", "policy", "solved", "wrong object", "followed", "by chance"),
+        title="the same scenes with the other word, and 95 % intervals",
+    )
+    for result in results:
+        swap = result.swap
+        table.add_row(
+            result.task,
+            result.policy,
+            *("\n".join(_cells(share)) for share in (swap.solved, swap.wrong, swap.follows)),
+            f"{swap.chance:.0%}",
+        )
+    return table
+
+
+def _cells(share) -> tuple[str, str]:
+    low, high = share.interval
+    return f"{share.count}/{share.trials} = {share.rate:.0%}", f"{low:.0%} .. {high:.0%}"
 
 
 def _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..data.sample import Observation
 from ..sim.card import SLOTS, proprio_of
-from ..sim.pool import Batch, SimPool
-from .outcome import ClosedLoop
+from ..sim.pool import Batch, EpisodeResult, SimPool
+from ..sim.tasks import TASKS, get_task
+from .outcome import ClosedLoop, Swap, followed
 from .policies import Policy, View
 
 CAMERA_OF_SLOT = {slot: camera for camera, slot in SLOTS.items()}
@@ -51,56 +53,123 @@ def run_closed_loop(
     parallel: int = 16,
     image_size: int = 64,
     camera_mode: str = "fixed",
-    distractors: int = 0,
-    traced: int = 6,
+    distractors: int | Sequence[int] = 0,
+    swap: bool = False,
+    traced: int = 10,
     on_episodes: Callable[[int], None] | None = None,
 ) -> ClosedLoop:
     """Run one episode per seed; `on_episodes` is told how many have ended.
 
-    The actions of the first `traced` episodes are kept.
+    Args:
+        policy: acts.
+        robot: name.
+        task: name.
+        seeds: one episode each.
+        workers: processes of the simulation.
+        parallel: episodes that run at the same time.
+        image_size: pixels a side.
+        camera_mode: "fixed" or "random".
+        distractors: blocks that the task does not name; of several numbers, the episode of seed s
+            has the one at place s modulo their count.
+        swap: afterwards run the same scenes with the other word, those that have a distractor.
+        traced: the actions of so many episodes, the first ones, are kept.
+        on_episodes: told the number of episodes that have ended, those with the other word too.
+
+    Raises:
+        ValueError: an option that does not fit, or `swap` where there is no other word to say.
     """
-    settings = {
-        "image_size": image_size,
-        "camera_mode": camera_mode,
-        "distractors": distractors,
-    }
+    counts = (distractors,) if isinstance(distractors, int) else tuple(distractors)
+    scenes = scenes_to_swap(task, seeds, counts) if swap else []
     unknown = sorted(set(policy.cameras) - set(CAMERA_OF_SLOT))
     if unknown:
         raise ValueError(
             f"the policy looks through {unknown}; the simulation has {sorted(CAMERA_OF_SLOT)}"
         )
-    pool = SimPool(
-        robot,
-        task,
-        list(seeds),
-        workers=workers,
-        parallel=parallel,
-        image_size=image_size,
-        cameras=tuple(CAMERA_OF_SLOT[slot] for slot in policy.cameras),
-        camera_mode=camera_mode,
-        distractors=distractors,
+    options: dict[str, Any] = {
+        "workers": workers,
+        "parallel": parallel,
+        "image_size": image_size,
+        "cameras": tuple(CAMERA_OF_SLOT[slot] for slot in policy.cameras),
+        "camera_mode": camera_mode,
+    }
+    kept = {int(seed) for seed in seeds[:traced]}
+    tell = on_episodes or (lambda count: None)
+    pool = SimPool(robot, task, list(seeds), distractors=counts, **options)
+    results, traces = _play(pool, policy, kept, tell)
+    swapped = None
+    if scenes:
+        # Scenes without a distractor are not among these, and the pool wants none named.
+        named = tuple(max(1, count) for count in counts)
+        pool = SimPool(robot, task, scenes, distractors=named, other_word=True, **options)
+        other, other_traces = _play(pool, policy, kept, lambda n: tell(len(results) + n))
+        swapped = Swap(
+            **_counts(other),
+            followed=followed(results, other),
+            chance=float(np.mean([(1 + counts[s % len(counts)]) ** -2.0 for s in scenes])),
+            results=other,
+            traces=other_traces,
+        )
+    return ClosedLoop(
+        policy=policy.name,
+        robot=robot,
+        task=task,
+        **_counts(results),
+        mean_steps=sum(result.steps for result in results) / len(results),
+        settings={
+            "image_size": image_size,
+            "camera_mode": camera_mode,
+            "distractors": list(counts),
+            "first_seed": int(seeds[0]),
+        },
+        results=results,
+        traces=traces,
+        swap=swapped,
     )
-    traces: dict[int, list[list[float]]] = {int(seed): [] for seed in seeds[:traced]}
+
+
+def scenes_to_swap(task: str, seeds: Sequence[int], distractors: Sequence[int]) -> list[int]:
+    """Seeds whose scene has a distractor that the instruction could name instead.
+
+    Raises:
+        ValueError: there is none, or the task also names a block as reference.
+    """
+    if get_task(task).places:
+        able = ", ".join(name for name, one in TASKS.items() if not one.places)
+        raise ValueError(
+            f"the swap test says another block's colour, and {task!r} names two blocks; choose a "
+            f"task that names one: {able}"
+        )
+    many = len(distractors)
+    scenes = [int(seed) for seed in seeds if many and distractors[seed % many] > 0]
+    if not scenes:
+        raise ValueError(
+            f"the swap test needs a second block to name, and with distractors "
+            f"{list(distractors)} none of the {len(seeds)} scenes has one; ask for distractors, "
+            "1 or a list as 0,1,1,2,2"
+        )
+    return scenes
+
+
+def _play(
+    pool: SimPool, policy: Policy, kept: set[int], tell: Callable[[int], None]
+) -> tuple[list[EpisodeResult], dict[int, list[list[float]]]]:
+    """All episodes of a pool, which is closed then, and the actions of those in `kept`."""
+    traces: dict[int, list[list[float]]] = {}
     with pool:
         while not pool.done:
             batch = pool.observe()
             actions = policy.act(view_of(batch, policy.cameras))
             for seed, action in zip(batch.seeds.tolist(), actions, strict=True):
-                if seed in traces:
-                    traces[seed].append(action.tolist())
+                if seed in kept:
+                    traces.setdefault(seed, []).append(action.tolist())
             pool.step(actions)
-            if on_episodes is not None:
-                on_episodes(len(pool.results))
-        results = list(pool.results)
-    return ClosedLoop(
-        policy=policy.name,
-        robot=robot,
-        task=task,
-        episodes=len(results),
-        successes=sum(result.success for result in results),
-        wrong_objects=sum(result.wrong_object for result in results),
-        mean_steps=sum(result.steps for result in results) / len(results),
-        settings={**settings, "first_seed": int(seeds[0])},
-        results=results,
-        traces=traces,
-    )
+            tell(len(pool.results))
+        return list(pool.results), {seed: traces[seed] for seed in sorted(traces)}
+
+
+def _counts(results: Sequence[EpisodeResult]) -> dict[str, int]:
+    return {
+        "episodes": len(results),
+        "successes": sum(result.success for result in results),
+        "wrong_objects": sum(result.wrong_object for result in results),
+    }

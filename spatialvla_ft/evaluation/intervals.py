@@ -1,8 +1,9 @@
-"""Confidence intervals for success rates."""
+"""Shares of episodes, with their confidence intervals."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 Z_95 = 1.959963984540054
 
@@ -22,3 +23,21 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
+
+
+@dataclass(frozen=True)
+class Share:
+    """`count` of `trials`."""
+
+    count: int
+    trials: int
+
+    @property
+    def rate(self) -> float:
+        """The share itself."""
+        return self.count / self.trials
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its Wilson 95 % interval."""
+        return wilson_interval(self.count, self.trials)

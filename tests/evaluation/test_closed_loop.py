@@ -82,7 +82,7 @@ def test_counts_and_traces(monkeypatch):
     assert result.interval == wilson_interval(2, 4)
     assert told == [1, 2, 4]
     assert FakePool.closed
-    assert FakePool.options["distractors"] == 1
+    assert FakePool.options["distractors"] == (1,)
     assert FakePool.options["cameras"] == ("front",)
     assert set(result.traces) == {2, 3}
     assert [row[:2] for row in result.traces[2]] == [[2, 1], [2, 2], [2, 3]]
