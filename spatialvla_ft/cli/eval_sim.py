@@ -121,7 +121,7 @@ _CHANCE = (
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """ "0,1,1" as numbers."""
+    """The numbers of a text as 0,1,1."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
