@@ -212,13 +212,15 @@ class PointWatch:
     def loss(
         self, weights: Mapping[str, Float[Tensor, "B N"]]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Mean loss of the samples that have a point, and what share of attention is right.
+        """Mean loss of a batch, and what share of the attention is right.
+
+        A sample without a point counts 0, so that ranks and micro-batches add up to their batch.
 
         Args:
             weights: by field, as `PatchGrid.weights` makes them.
 
         Returns:
-            the loss (0 without a point), and per field the attention on the point's patches,
+            the loss, and per field the attention on the point's patches,
             averaged over the samples that have one.
         """
         total = torch.zeros((), device=self.model.device)
@@ -228,7 +230,7 @@ class PointWatch:
             if not has.any():
                 continue
             seen, wanted = self._seen[field][has], wanted[has]
-            total = total - (wanted * torch.log(seen + FLOOR)).sum(-1).mean()
+            total = total - (wanted * torch.log(seen + FLOOR)).sum() / len(has)
             hits[f"attention/{field}"] = float((seen.detach() * (wanted > 0)).sum(-1).mean())
         return total, hits
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from test_distributed import EXACT, PROBE, launch, same_course, yaml_of
 
 from spatialvla_ft.actions.spaces import end_effector_delta
 from spatialvla_ft.data.image_path import Region, fit_step
@@ -172,7 +173,7 @@ def test_loss_is_the_cross_entropy_of_the_samples_with_a_point(golden):
     wanted[1, 3:5] = torch.tensor([0.25, 0.75])
     loss, hits = watch.loss({"target_point": wanted})
     expected = -(0.25 * np.log(seen[1, 3] + 1e-6) + 0.75 * np.log(seen[1, 4] + 1e-6))
-    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected / 2, rel=1e-5)
     assert hits == {"attention/target_point": pytest.approx(seen[1, 3] + seen[1, 4], rel=1e-5)}
     loss.backward()
     layers = model.language_model.model.layers
@@ -245,6 +246,17 @@ def test_training_leaves_nothing_behind_but_a_head_that_looks(recipe_of, touchin
     assert len(told) == 30
     looks = [row["attention/target_point"] for row in told]
     assert np.mean(looks[-5:]) > 2 * np.mean(looks[:5])
+
+
+def test_two_sharded_processes_are_told_the_same_as_one(recipe_of, touching, tmp_path):
+    """FSDP2: the hook runs inside the layer, where its weights are whole."""
+    overrides = [f"data.datasets.0.path={touching}", "train.point_loss={weight: 2.0}"]
+    recipe = recipe_of("full", "two", overrides)
+    sharded = (*EXACT["full"], *overrides, "train.sharding=fsdp2")
+    launch(PROBE, yaml_of(recipe), str(tmp_path / "held"), "0", *sharded)
+    one = recipe_of("full", "one", [*EXACT["full"], *overrides, "train.batch_size=4"])
+    train(build(one))
+    same_course(one.output, recipe.output)
 
 
 def test_slot_weights_are_a_weighted_mean(recipe_of):
