@@ -143,20 +143,33 @@ def test_7_bfloat16_cannot_hold_k_nor_the_pixel_grid():
 def test_7_geometry_in_float32_is_closer_and_released_restores_the_other(
     golden_checkpoint, s0_inputs, s0_outputs
 ):
-    """Against the float32 model, whose numbers are the recorded ones."""
-    moved = {}
+    """Against the float32 model, whose numbers are the recorded ones.
+
+    With the same depth only geometry and the weights' rounding are left. K (292 for 291.008), the
+    grid and depth are off by parts of 2**-9 each, whatever the processor: 0.28 % of the points,
+    which the phases make 6.7 % of Ego3D, beside 0.34 % for float32 geometry. Depth that a bfloat16
+    ZoeDepth estimates differs by processor and blurs the difference (7.9 % of the features against
+    3.7 to 4.1 %, 1.9 times and more).
+    """
+    names = ("xyz", "ego3d", "image_features")
+    moved, estimated = {}, {}
     for which in ("ours", "released"):
         half = SpatialVLAForConditionalGeneration.from_pretrained(
             golden_checkpoint, dtype=torch.bfloat16, compatibility=which
         ).eval()
+        depth = s0_outputs.debug["depth"]
         with torch.no_grad():
-            debug = half(**s0_inputs, debug_outputs=True).debug
-        names = ("xyz", "ego3d", "image_features")
-        moved[which] = {name: relative(debug[name], s0_outputs.debug[name]) for name in names}
-    assert moved["released"]["image_features"] == pytest.approx(0.080, abs=0.01)
-    assert moved["ours"]["image_features"] == pytest.approx(0.037, abs=0.01)
-    assert moved["released"]["ego3d"] > 2 * moved["ours"]["ego3d"]
-    assert moved["released"]["xyz"] > 2 * moved["ours"]["xyz"]
+            same = half(**s0_inputs, depth=depth, debug_outputs=True).debug
+            own = half(**s0_inputs, debug_outputs=True).debug
+        moved[which] = {name: relative(same[name], s0_outputs.debug[name]) for name in names}
+        estimated[which] = relative(own["image_features"], s0_outputs.debug["image_features"])
+    ours, released = moved["ours"], moved["released"]
+    assert ours["xyz"] == 0
+    assert 2**-10 < released["xyz"] < 2**-7
+    assert ours["ego3d"] < 0.01
+    assert released["ego3d"] > 0.03
+    assert released["image_features"] > 2 * ours["image_features"]
+    assert estimated["released"] > 1.2 * estimated["ours"]
 
 
 def test_7_points_of_a_half_model_are_those_of_a_float32_one(
