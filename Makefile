@@ -1,6 +1,6 @@
 # Two commands for a stranger: `make quickstart` runs the main job, `make test` runs the tests.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint clean
+.PHONY: help setup quickstart gate test test-slow lint clean
 
 # The first of these that is a working Python 3.11 to 3.13.
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
@@ -26,6 +26,9 @@ $(STAMP): pyproject.toml constraints.txt tools/check_rendering.py
 
 quickstart: setup ## Adapt a small spatial VLA to a new simulated robot, from demonstrations to report
 	$(BIN)/spatialvla-ft quickstart
+
+gate: setup ## The quickstart, failing where the success rates are not as hoped for
+	$(BIN)/spatialvla-ft quickstart --gate
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network" $(HUNG)

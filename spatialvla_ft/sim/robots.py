@@ -207,7 +207,7 @@ ROBOT_B = Robot(
         reach_x=(0.26, 0.62),
         reach_y=(-0.27, 0.27),
     ),
-    front=FrontCamera(azimuth=-1.7, elevation=0.95, distance=0.70, fov=0.80),
+    front=FrontCamera(azimuth=-1.3, elevation=0.70, distance=0.72, fov=0.78),
     wrist=WristCamera(offset=(0.095, 0.02, 0.12), aim=(0.025, 0.0, -0.02), fov=1.25),
     control_hz=10.0,
     max_translation=0.015,

@@ -75,7 +75,7 @@ def test_the_quickstart_is_a_graph_whose_commands_exist(tmp_path):
     groups = {g.name: {c.name for c in g.typer_instance.registered_commands}
               for g in app.registered_groups}  # fmt: skip
     top = {c.name for c in app.registered_commands}
-    stages = _stages(tmp_path)
+    stages = _stages(tmp_path, 0)
     seen = set()
     for stage in stages:
         assert set(stage.needs) <= seen, stage.name
@@ -102,7 +102,7 @@ def test_the_quickstart_removes_nothing_but_a_quickstart(tmp_path):
 def test_the_quickstart_knows_what_it_makes(tmp_path):
     written = {
         part.removeprefix(f"output={tmp_path}/").removeprefix(f"{tmp_path}/").split("/")[0]
-        for stage in _stages(tmp_path)
+        for stage in _stages(tmp_path, 0)
         for part in stage.arguments
         if part.startswith((f"{tmp_path}/", f"output={tmp_path}/"))
     }
