@@ -8,6 +8,7 @@ import typer
 from spatialvla_ft.cli import (
     adapt,
     bench,
+    data_annotate,
     data_convert,
     data_depth,
     data_index,
@@ -51,6 +52,7 @@ data.command("record")(data_record.record)
 data.command("convert")(data_convert.convert)
 data.command("index")(data_index.index)
 data.command("inspect")(data_inspect.inspect)
+data.command("annotate")(data_annotate.annotate)
 data.command("push")(data_push.push)
 data.command("stats")(data_stats.stats)
 data.command("depth")(data_depth.depth)

@@ -68,6 +68,14 @@ def load_cards(path: str | Path) -> dict[str, Card]:
     return cards
 
 
+def raw_card(path: Path, name: str) -> dict[str, Any]:
+    """The card called `name` of a card file, or its only one, as the file has it with defaults."""
+    content = load_yaml(path).value
+    cards: dict[str, Any] = content["cards"]
+    raw = cards[name] if name in cards else next(iter(cards.values()))
+    return with_defaults(raw, content.get("defaults") or {})
+
+
 def with_defaults(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Keys of `raw` win; the action is filled key by key, all else as a whole."""
     full = {**defaults, **raw}

@@ -63,7 +63,7 @@ class View:
             "extrinsics": swap(extrinsics, places),
         }
 
-    def points(self, episode: int, step: int) -> dict[str, Float32[np.ndarray, 3]]:
+    def points(self, episode: int, step: int) -> dict[str, Any]:
         """`target_point` and `reference_point` of a `Sample`, where the step has them.
 
         Raises:

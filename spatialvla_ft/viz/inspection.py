@@ -11,10 +11,11 @@ from spatialvla_ft.data.inspection import Inspection, facts
 from spatialvla_ft.data.inspection.findings import Finding
 from spatialvla_ft.data.inspection.pictures import field_of_view
 from spatialvla_ft.data.inspection.views import View
-from spatialvla_ft.viz.contact_sheet import contact_sheet
+from spatialvla_ft.viz.contact_sheet import FRAME, contact_sheet
 from spatialvla_ft.viz.embed import figure_uri, jpeg_uri
 from spatialvla_ft.viz.html import escape, page, paragraph, picture, section, table
 from spatialvla_ft.viz.inspection_plots import plot_actions, plot_gripper, plot_lengths
+from spatialvla_ft.viz.inspection_points import COLOURS, Row, ringed_rows
 
 _STYLE = """<style>
 .finding { border-left: 6px solid #8a8f98; background: var(--tint); padding: 9px 16px;
@@ -35,7 +36,7 @@ def write_inspection(seen: Inspection, out: Path) -> Path:
     body = [_findings(seen)]
     if seen.draft:
         body.append(_draft(seen.draft.to_yaml()))
-    body += [_cameras(seen), _actions(seen), _gripper(seen), _poses(seen)]
+    body += [_cameras(seen), _points(seen), _actions(seen), _gripper(seen), _poses(seen)]
     body += [_episodes(seen), _words(seen)]
     body.append(_as_section(facts.features(seen), "What the dataset holds, before any card."))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ def _as_section(content: facts.Table, text: str, *more: str) -> str:
 
 
 def _cameras(seen: Inspection) -> str:
-    sheets = [_sheet(slot, view) for slot, view in seen.views.items()]
+    sheets = [_sheet(seen, slot, view) for slot, view in seen.views.items()]
     return _as_section(
         facts.cameras(seen),
         "By the slots of the card. Rows are episodes, time goes from left to right.",
@@ -104,8 +105,18 @@ def _cameras(seen: Inspection) -> str:
     )
 
 
-def _sheet(slot: str, view: View) -> str:
-    rows = [(episode, frames) for episode, frames in view.sheet if frames]
+def _points(seen: Inspection) -> str:
+    if not seen.points:
+        return ""
+    return _as_section(
+        facts.points(seen),
+        "Places of what the instruction names, in the robot's base frame. A camera sees a point "
+        "where it lies inside of its picture; what may hide it is not looked at.",
+    )
+
+
+def _sheet(seen: Inspection, slot: str, view: View) -> str:
+    rows: list[Row] = [(episode, frames) for episode, frames in view.sheet if frames]
     if not rows or view.size is None:
         return paragraph(f"{escape(slot)}: no pictures.", kind="missing")
     width, height = view.size
@@ -120,7 +131,13 @@ def _sheet(slot: str, view: View) -> str:
             f"view {field_of_view(K, width):.0f}° × {vertical:.0f}°, focal lengths {K[0, 0]:.1f} "
             f"and {K[1, 1]:.1f} pixels."
         )
-    sheet = contact_sheet(rows, view.K)
+    marked = [column.field for column in seen.points if slot in column.seen]
+    K_shown = view.K
+    if marked:
+        text += f" Ring: {', '.join(f'{name} {COLOURS[name]}' for name in marked)}."
+        rows = ringed_rows(seen.source, seen.card, slot, rows)
+        K_shown = None if view.K is None else np.diag([FRAME / width, FRAME / width, 1]) @ view.K
+    sheet = contact_sheet(rows, K_shown)
     return picture(jpeg_uri(sheet), f"Frames of camera {slot}", text)
 
 

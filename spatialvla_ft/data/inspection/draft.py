@@ -22,6 +22,7 @@ from spatialvla_ft.data.inspection.rotations import quaternion_starts
 from spatialvla_ft.data.inspection.series import Series, correlation
 from spatialvla_ft.data.inspection.source import Field, Source
 from spatialvla_ft.data.lerobot.draft import draft as draft_lerobot
+from spatialvla_ft.data.lerobot.draft import points_by_name
 
 WRIST = ("wrist", "hand", "gripper", "finger")
 FRONT = ("primary", "front", "agentview", "main", "static", "exterior_1", "exterior_image_1", "top")
@@ -101,6 +102,7 @@ def draft_card(source: Source, columns: Mapping[str, Series]) -> Draft:
         else "CHECK no pictures were found"
     )
     card |= _calibration(source, cameras, remarks)
+    card |= _points(source.fields, remarks)
     card["language"] = _language(source.fields, remarks)
     state = _find_state(columns)
     card["action"] = _action(columns, state, remarks)
@@ -203,6 +205,14 @@ def _calibration(
         )
     if "extrinsics" in found:
         remarks["extrinsics"] = "CHECK that it is camera to robot base, OpenCV axes, metres"
+    return found
+
+
+def _points(fields: tuple[Field, ...], remarks: dict[str, str]) -> dict[str, str]:
+    """Columns that are called as a sample calls its points."""
+    found = points_by_name({f.key: f.width for f in fields if f.kind == "numbers"})
+    for field in found:
+        remarks[field] = "by name; CHECK that it is x, y, z in metres in the robot's base frame"
     return found
 
 

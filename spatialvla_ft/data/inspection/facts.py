@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from spatialvla_ft.data.inspection.findings import percent
 from spatialvla_ft.data.inspection.gripper import convention
 from spatialvla_ft.data.inspection.look import Inspection
 from spatialvla_ft.data.inspection.pictures import field_of_view
@@ -44,6 +45,8 @@ def tables(seen: Inspection) -> Iterator[Table]:
     """(title, head, rows) of everything that is best read as a table."""
     yield features(seen)
     yield cameras(seen)
+    if seen.points:
+        yield points(seen)
     yield actions(seen)
     yield grippers(seen)
     if seen.poses:
@@ -77,6 +80,28 @@ def cameras(seen: Inspection) -> Table:
         rows.append((slot, view.key, size, angle, depth))
     head = ("camera", "column", "pixels", "field of view", "depth, 1 to 99 %")
     return "Cameras", head, rows
+
+
+def points(seen: Inspection) -> Table:
+    """The points that instructions name: how many steps have them, where, and who sees them."""
+    rows: list[tuple[str, ...]] = []
+    for column in seen.points:
+        share = percent(column.known / column.steps) if column.steps else "none"
+        ends = zip(column.low, column.high, strict=True)
+        box = ", ".join(f"{low:.2f} to {high:.2f}" for low, high in ends)
+        shown = ", ".join(f"{slot} {percent(part)}" for slot, part in column.seen.items())
+        steps = f"{column.known:,} of {column.steps:,} ({share})"
+        rows.append(
+            (
+                column.field,
+                column.key,
+                steps,
+                box or "none",
+                shown or ("no pose" if column.known else ""),
+            )
+        )
+    head = ("point", "column", "steps that have it", "x, y, z in metres", "in the picture of")
+    return "Points", head, rows
 
 
 @np.errstate(invalid="ignore")  # NaN and infinity are shown, and told as findings

@@ -24,6 +24,7 @@ from spatialvla_ft.data.inspection import motion, rotations
 from spatialvla_ft.data.inspection.draft import Draft, draft_card
 from spatialvla_ft.data.inspection.findings import Finding, worst_first
 from spatialvla_ft.data.inspection.opening import find_card, open_source
+from spatialvla_ft.data.inspection.points import PointColumn, look_at_points
 from spatialvla_ft.data.inspection.series import Series
 from spatialvla_ft.data.inspection.source import Source, read_numbers
 from spatialvla_ft.data.inspection.tool_poses import PoseStream, pose_findings, pose_streams
@@ -55,6 +56,7 @@ class Inspection:
         words: instruction -> number of episodes that say it first.
         views: what each camera shows.
         poses: streams of tool poses, and whether they are absolute.
+        points: columns of points that instructions name.
         findings: worst first.
     """
 
@@ -75,6 +77,7 @@ class Inspection:
     words: Counter[str]
     views: dict[str, View]
     poses: tuple[PoseStream, ...]
+    points: tuple[PointColumn, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -117,6 +120,7 @@ class Inspection:
                 "max": _plain(values.max(axis=0)),
             },
             "poses": [stream.to_dict() for stream in self.poses],
+            "points": {column.field: column.to_dict() for column in self.points},
             "instructions": dict(self.words.most_common()),
             "findings": [finding.to_dict() for finding in self.findings],
             "drafted_card": self.draft.to_yaml() if self.draft else None,
@@ -178,9 +182,12 @@ def inspect_dataset(
     if card.proprio and all(t.proprio is not None for t in standard):
         state = Series.join([t.proprio for t in standard if t.proprio is not None])
     poses = pose_streams(card, space, action, state, columns, card.control_hz or measured)
+    sizes = {slot: view.size for slot, view in views.items() if view.size is not None}
+    points = look_at_points(source, card, standard, used, sizes)
+    plain = {key: series for key, series in columns.items() if key not in card.points.values()}
     about_action = _action_findings(card, action, space, state, poses, used, columns)
     found = [
-        *motion.not_finite(columns, numbers),
+        *motion.not_finite(plain, numbers),  # NaN in a point is none
         *about_action,
         *pose_findings(poses, about_action),
         *episode_rules.short_episodes(
@@ -189,6 +196,7 @@ def inspect_dataset(
         *episode_rules.instructions(said),
         *episode_rules.control_rate(card.control_hz, measured),
         *(finding for view in views.values() for finding in view.findings),
+        *(finding for column in points for finding in column.findings),
     ]
     finite = action.values[np.isfinite(action.values).all(axis=1)]
     q01, q99 = np.quantile(
@@ -213,6 +221,7 @@ def inspect_dataset(
         words=Counter(firsts),
         views=views,
         poses=poses,
+        points=points,
         findings=worst_first(found),
     )
 

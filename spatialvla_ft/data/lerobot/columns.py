@@ -89,15 +89,20 @@ class _DataFile:
 
 
 def to_numpy(column: pa.ChunkedArray, feature: Feature, where: str) -> NDArray[Any]:
-    """(rows, *shape) values of a feature; one number per step becomes (rows,)."""
+    """(rows, *shape) values of a feature; one number per step becomes (rows,).
+
+    An empty number within a vector of floats becomes NaN; a step without any is an error.
+    """
     array = column.combine_chunks()
     if column.null_count:
-        raise DatasetError(f"{where}: {feature.key!r} has empty values; drop these episodes")
+        raise _empty(where, feature.key, column.null_count)
     if feature.dtype == "string":
         return np.array(array.to_pylist(), dtype=object)
     rows = len(array)
     while isinstance(array, pa.ExtensionArray) or pa.types.is_nested(array.type):
         array = array.storage if isinstance(array, pa.ExtensionArray) else array.flatten()
+    if array.null_count and np.dtype(feature.dtype).kind != "f":
+        raise _empty(where, feature.key, array.null_count)
     if len(array) != rows * int(np.prod(feature.shape)):
         raise DatasetError(
             f"{where}: {feature.key!r} has {len(array)} values in {rows} rows, its shape "
@@ -108,3 +113,10 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, where: str) -> NDArray[A
         np.dtype(feature.dtype), copy=False
     )
     return values if feature.shape == (1,) else values.reshape(rows, *feature.shape)
+
+
+def _empty(where: str, key: str, count: int) -> DatasetError:
+    return DatasetError(
+        f"{where}: {key!r} has {count} empty values; write NaN where a number is unknown, or drop "
+        "these episodes"
+    )

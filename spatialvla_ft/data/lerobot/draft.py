@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,8 @@ def draft(info: Info, folder: Path) -> tuple[dict[str, Any], list[str]]:
         "cameras": {slot: key for slot, (_, key) in cameras.items()},
     }
     raw |= _calibration(info, cameras, notes)
+    widths = {key: math.prod(f.shape) for key, f in info.features.items() if not f.is_picture}
+    raw |= points_by_name(widths)
     raw["language"] = {"kind": "string", "key": TASK}
     raw["action"] = _action(info, folder, doubts, notes)
     if "observation.state" in info.features:
@@ -89,6 +93,22 @@ def draft(info: Info, folder: Path) -> tuple[dict[str, Any], list[str]]:
         raw["proprio"] = {"encoding": "JOINT" if joint else None, "terms": ["observation.state"]}
     raw["notes"] = notes
     return raw, doubts
+
+
+def points_by_name(widths: Mapping[str, int]) -> dict[str, str]:
+    """`target_point` and `reference_point` of a card: columns of three that are called so.
+
+    Of several the shortest name is taken.
+
+    Args:
+        widths: numbers per value of every column, by its dotted name.
+    """
+    found = {}
+    for field in ("target_point", "reference_point"):
+        keys = [k for k, width in widths.items() if width == 3 and k.rsplit(".", 1)[-1] == field]
+        if keys:
+            found[field] = min(keys, key=len)
+    return found
 
 
 def _describe(feature: Feature) -> str:

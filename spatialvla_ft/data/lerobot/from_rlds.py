@@ -11,8 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.card_yaml import load_yaml
-from spatialvla_ft.data.cards import with_defaults
+from spatialvla_ft.data.cards import raw_card
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.lerobot.draft import DEPTH_SCALE
@@ -86,7 +85,7 @@ def to_lerobot(
             if progress is not None:
                 progress(report.episodes)
         writer.close(index.splits)
-    raw = _raw_card(card_file, card.name)
+    raw = raw_card(card_file, card.name)
     write_mapping(out, Mapping(index.name, index.version, raw, tuple(entries)))
     (out / "card.yaml").write_text(
         yaml.safe_dump(
@@ -215,14 +214,6 @@ def _plain(value: Any) -> Any:
     if array.dtype == object:
         return [_plain(item) for item in array.ravel().tolist()]
     return array.tolist()
-
-
-def _raw_card(path: Path, name: str) -> dict[str, Any]:
-    """The card as its file has it, defaults filled in."""
-    content = load_yaml(path).value
-    cards = content["cards"]
-    raw = cards[name] if name in cards else next(iter(cards.values()))
-    return with_defaults(raw, content.get("defaults") or {})
 
 
 def _translate(raw: dict[str, Any], card: Card, entries: list[Entry]) -> dict[str, Any]:

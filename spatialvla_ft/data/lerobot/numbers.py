@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments per dimension of `count` rows; pictures have a row per pixel, three dimensions."""
+    """Moments per dimension of `count` rows; pictures have a row per pixel, three dimensions.
 
-    count: int
+    What is not finite is unknown and does not count. A dimension that is never known has count 0,
+    and no smallest (infinity) or largest (minus infinity) value.
+    """
+
+    count: Int64[np.ndarray, ...]
     low: Float64[np.ndarray, ...]
     high: Float64[np.ndarray, ...]
     mean: Float64[np.ndarray, ...]
@@ -24,19 +28,23 @@ class Moments:
     def of(cls, values: NDArray[Any], count: int | None = None) -> Moments:
         """Moments of (rows, ...) values; `count` where rows are not what is counted."""
         wide = values.astype(np.float64)
-        mean = wide.mean(axis=0)
+        known = np.isfinite(wide)
+        rows = known.sum(axis=0)
+        divisor = np.maximum(rows, 1)
+        mean = np.where(known, wide, 0).sum(axis=0) / divisor
         return cls(
-            len(values) if count is None else count,
-            wide.min(axis=0),
-            wide.max(axis=0),
+            rows if count is None else np.where(rows > 0, count, 0),
+            np.where(known, wide, np.inf).min(axis=0),
+            np.where(known, wide, -np.inf).max(axis=0),
             mean,
-            ((wide - mean) ** 2).mean(axis=0),
+            (np.where(known, wide - mean, 0) ** 2).sum(axis=0) / divisor,
         )
 
     def __add__(self, other: Moments) -> Moments:
         """Of both together."""
         count = self.count + other.count
-        a, b = self.count / count, other.count / count
+        divisor = np.maximum(count, 1)
+        a, b = self.count / divisor, other.count / divisor
         mean = a * self.mean + b * other.mean
         spread = a * (self.mean - mean) ** 2 + b * (other.mean - mean) ** 2
         return Moments(
@@ -47,8 +55,13 @@ class Moments:
             a * self.squares + b * other.squares + spread,
         )
 
+    @property
+    def complete(self) -> bool:
+        """Whether every dimension is known somewhere."""
+        return bool((self.count > 0).all())
+
     def to_json(self, *, picture: bool) -> dict[str, Any]:
-        """As LeRobot writes it: lists, (3, 1, 1) for pictures."""
+        """As LeRobot writes it: lists, (3, 1, 1) for pictures; NaN of what is never known."""
         values = {
             "min": self.low,
             "max": self.high,
@@ -56,11 +69,11 @@ class Moments:
             "std": np.sqrt(self.squares),
         }
         shape = (-1, 1, 1) if picture else None
-        listed = {
-            name: (value.reshape(shape) if shape else np.atleast_1d(value)).tolist()
-            for name, value in values.items()
-        }
-        return {**listed, "count": [self.count]}
+        listed = {}
+        for name, value in values.items():
+            told = np.where(self.count > 0, value, np.nan)
+            listed[name] = (told.reshape(shape) if shape else np.atleast_1d(told)).tolist()
+        return {**listed, "count": [int(self.count.max())]}
 
 
 def moments_of_picture(picture: NDArray[Any]) -> Moments:

@@ -23,6 +23,16 @@ def arrow_schema(features: dict[str, Feature]) -> pa.Schema:
     return pa.schema([(key, _arrow(f)) for key, f in stored.items()], metadata=metadata)
 
 
+def grown_schema(schema: pa.Schema, feature: Feature) -> pa.Schema:
+    """The schema of a data file with a further feature, also in what `datasets` calls them."""
+    metadata = dict(schema.metadata or {})
+    if b"huggingface" in metadata:
+        told = json.loads(metadata[b"huggingface"])
+        told.setdefault("info", {}).setdefault("features", {})[feature.key] = _hugging_face(feature)
+        metadata[b"huggingface"] = json.dumps(told).encode()
+    return schema.append(pa.field(feature.key, _arrow(feature))).with_metadata(metadata or None)
+
+
 def _arrow(feature: Feature) -> pa.DataType:
     if feature.dtype == "image":
         return PICTURE

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import yaml
 
-from spatialvla_ft.data.card_yaml import load_yaml
-from spatialvla_ft.data.cards import with_defaults
+from spatialvla_ft.data.cards import raw_card
 from spatialvla_ft.data.lerobot.draft import draft
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, Feature
 from spatialvla_ft.data.lerobot.mapping import Entry, Mapping, read_mapping
@@ -79,10 +78,7 @@ def _card(store: LeRobotStore, entries: list[Entry]) -> dict[str, Any]:
     """The dataset's card, drafted if it has none, with the new names."""
     path = store.folder / "card.yaml"
     if path.exists():
-        content = load_yaml(path).value
-        cards = content["cards"]
-        raw = cards.get(store.name) or next(iter(cards.values()))
-        raw = with_defaults(raw, content.get("defaults") or {})
+        raw = raw_card(path, store.name)
     else:
         raw, _ = draft(store.info, store.folder)
     names = {entry.lerobot: entry.rlds for entry in entries}

@@ -244,6 +244,7 @@ class LeRobotWriter:
         stats = {
             key: found.to_json(picture=self.features[key].is_picture)
             for key, found in self._totals.items()
+            if found.complete  # JSON has no NaN
         }
         _write_json(self.folder / "meta/stats.json", stats)
         ranges = splits or {"train": range(len(self._rows))}

@@ -95,6 +95,14 @@ def read_records(
         offset = start + whole
 
 
+def framed(data: bytes) -> bytes:
+    """A record as it stands in a file."""
+    length = struct.pack("<Q", len(data))
+    return b"".join(
+        (length, _FOOTER.pack(masked_crc(length)), data, _FOOTER.pack(masked_crc(data)))
+    )
+
+
 def _read(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     while len(data) < size and (more := file.read(size - len(data))):
