@@ -2,11 +2,13 @@
 
 A small policy hardly ever finds by itself which word belongs to which patch; demonstrations seldom
 need the word, and the look-up is a plateau of the optimisation. Where the data knows the place of
-the named thing (`Sample.target_point`), one head of one layer is told: the attention A of the last
-prompt token to the patches p shall be s, the point spread bilinearly over its four nearest patches,
-by the loss -sum_p s_p log(A_p + 1e-6). Nothing of it is left in inference or in a checkpoint.
+the named thing (`Sample.target_point`), one head of one layer is told: the attention A of every
+token of the instruction to the patches p shall be s, the point spread bilinearly over its four
+nearest patches, by the loss -sum_p s_p log(A_p + 1e-6). Every token, because the one that names the
+colour needs nobody's help to find it; the others, of which the last one acts, follow. Nothing of it
+is left in inference or in a checkpoint.
 
-Shape letters: B batch, T tokens, N observation tokens, D hidden size, C head size.
+Shape letters: B batch, T tokens, N observation tokens, Q tokens of all instructions, C head size.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb
 
@@ -197,7 +199,8 @@ class PointWatch:
         self.attention = model.language_model.model.layers[layer].self_attn
         self.image_token = model.config.image_token_index
         self._batch: Mapping[str, Tensor] = {}
-        self._seen: dict[str, Float[Tensor, "B N"]] = {}
+        self._sample: Int[Tensor, " Q"] | None = None
+        self._seen: dict[str, Float[Tensor, "Q N"]] = {}
 
     @contextmanager
     def watching(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
@@ -220,51 +223,46 @@ class PointWatch:
             weights: by field, as `PatchGrid.weights` makes them.
 
         Returns:
-            the loss, and per field the attention on the point's patches,
-            averaged over the samples that have one.
+            the loss, and per field the attention of the last token of the prompt, the one that
+            acts, on the point's patches, averaged over the samples that have a point.
         """
+        assert self._sample is not None, "no pass was watched"
         total = torch.zeros((), device=self.model.device)
         hits: dict[str, float] = {}
+        count = torch.bincount(self._sample)
+        last = count.cumsum(0) - 1
         for field, wanted in weights.items():
+            seen = self._seen[field]
+            each = -(wanted[self._sample] * torch.log(seen + FLOOR)).sum(-1)
+            total = total + (each / count[self._sample]).sum() / len(wanted)
             has = wanted.sum(-1) > 0
-            if not has.any():
-                continue
-            seen, wanted = self._seen[field][has], wanted[has]
-            total = total - (wanted * torch.log(seen + FLOOR)).sum() / len(has)
-            hits[f"attention/{field}"] = float((seen.detach() * (wanted > 0)).sum(-1).mean())
+            if has.any():
+                right = seen.detach()[last][has] * (wanted[has] > 0)
+                hits[f"attention/{field}"] = float(right.sum(-1).mean())
         return total, hits
 
     def _look(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Attention of the last prompt token, computed beside the layer whatever its kernel."""
+        """One head's attention, computed beside the layer whatever its kernel."""
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         cos, sin = kwargs["position_embeddings"]
-        last, prompt = _prompt(self._batch, self.model.config.compatibility == "released")
-        rows = torch.arange(len(hidden), device=hidden.device)
-        size, kv_groups = module.head_dim, module.num_key_value_groups
-        q_BHC = module.q_proj(hidden[rows, last]).unflatten(-1, (-1, size))
-        k_BKTC = module.k_proj(hidden).unflatten(-1, (-1, size)).transpose(1, 2)
-        place = (cos[rows % len(cos), last].unsqueeze(1), sin[rows % len(sin), last].unsqueeze(1))
-        q_BH1C, _ = apply_rotary_pos_emb(q_BHC.unsqueeze(2), q_BHC.unsqueeze(2), *place)
-        _, k_BKTC = apply_rotary_pos_emb(k_BKTC, k_BKTC, cos, sin)
         image = self._batch["input_ids"] == self.image_token
+        prefix = self._batch["token_type_ids"] == 0
+        real = prefix & (self._batch["attention_mask"] == 1)
+        visible = prefix if self.model.config.compatibility == "released" else real
+        sample, token = (real & ~image).nonzero(as_tuple=True)
+        size, shared = module.head_dim, module.num_key_value_groups
+        q_BHTC = module.q_proj(hidden).unflatten(-1, (-1, size)).transpose(1, 2)
+        k_BKTC = module.k_proj(hidden).unflatten(-1, (-1, size)).transpose(1, 2)
+        q_BHTC, k_BKTC = apply_rotary_pos_emb(q_BHTC, k_BKTC, cos, sin)
+        self._sample = sample
         for field, head in self.heads.items():
             with torch.autocast(hidden.device.type, enabled=False):
-                q_B1C, k_BTC = q_BH1C[:, head].float(), k_BKTC[:, head // kv_groups].float()
-                scores = (q_B1C @ k_BTC.transpose(-1, -2)).squeeze(1) * module.scaling
+                q_BTC, k_BTC = q_BHTC[:, head].float(), k_BKTC[:, head // shared].float()
+                scores_BTT = (q_BTC @ k_BTC.transpose(-1, -2)) * module.scaling
                 cap = module.attn_logit_softcapping
                 if cap is not None:
-                    scores = torch.tanh(scores / cap) * cap
-                scores = scores.masked_fill(~prompt, torch.finfo(scores.dtype).min)
-                seen = torch.softmax(scores, -1)
-            self._seen[field] = seen[image].view(len(hidden), -1)
-
-
-def _prompt(
-    batch: Mapping[str, Tensor], shows_pads: bool
-) -> tuple[Int[Tensor, " B"], Bool[Tensor, "B T"]]:
-    """(place of each prompt's last token, which tokens it may look at)."""
-    prefix = batch["token_type_ids"] == 0
-    real = prefix & (batch["attention_mask"] == 1)
-    places = torch.arange(prefix.shape[1], device=prefix.device)
-    last = (real * places).argmax(-1)
-    return last, prefix if shows_pads else real
+                    scores_BTT = torch.tanh(scores_BTT / cap) * cap
+                hidden_keys = ~visible.unsqueeze(1)
+                scores_BTT = scores_BTT.masked_fill(hidden_keys, torch.finfo(scores_BTT.dtype).min)
+                seen_BTT = torch.softmax(scores_BTT, -1)
+            self._seen[field] = seen_BTT[sample, token][image[sample]].view(len(sample), -1)

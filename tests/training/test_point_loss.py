@@ -155,10 +155,12 @@ def test_attention_is_that_of_the_released_model(golden, layer):
     table = outputs.attentions[number][:, head]
     image = batch["input_ids"] == model.config.image_token_index
     for row in range(2):
-        last = int(batch["attention_mask"][row].sum()) - int((batch["labels"][row] >= 0).sum()) - 1
-        expected = table[row, last][image[row]]
-        torch.testing.assert_close(watch._seen["target_point"][row], expected)
-        assert 0.05 < float(expected.sum()) < 1
+        asks = (batch["token_type_ids"][row] == 0) & (batch["attention_mask"][row] == 1)
+        asks &= ~image[row]
+        expected = table[row][asks][:, image[row]]
+        assert len(expected) > 4
+        torch.testing.assert_close(watch._seen["target_point"][watch._sample == row], expected)
+        assert 0.05 < float(expected.sum(-1).min()) < 1
 
 
 def test_loss_is_the_cross_entropy_of_the_samples_with_a_point(golden):
@@ -168,13 +170,15 @@ def test_loss_is_the_cross_entropy_of_the_samples_with_a_point(golden):
     model.zero_grad()
     with watch.watching(batch):
         model(**batch, logits_to_keep="labels")
-    seen = watch._seen["target_point"].detach().double().numpy()
+    mine = watch._sample == 1
+    seen = watch._seen["target_point"][mine].detach().double().numpy()
     wanted = torch.zeros(2, seen.shape[1])
     wanted[1, 3:5] = torch.tensor([0.25, 0.75])
     loss, hits = watch.loss({"target_point": wanted})
-    expected = -(0.25 * np.log(seen[1, 3] + 1e-6) + 0.75 * np.log(seen[1, 4] + 1e-6))
+    expected = -(0.25 * np.log(seen[:, 3] + 1e-6) + 0.75 * np.log(seen[:, 4] + 1e-6)).mean()
     assert float(loss.detach()) == pytest.approx(expected / 2, rel=1e-5)
-    assert hits == {"attention/target_point": pytest.approx(seen[1, 3] + seen[1, 4], rel=1e-5)}
+    last = seen[-1, 3] + seen[-1, 4]
+    assert hits == {"attention/target_point": pytest.approx(last, rel=1e-5)}
     loss.backward()
     layers = model.language_model.model.layers
     middle = len(layers) // 2
