@@ -107,3 +107,45 @@ def test_the_quickstart_knows_what_it_makes(tmp_path):
         if part.startswith((f"{tmp_path}/", f"output={tmp_path}/"))
     }
     assert written | {"logs", "environment.json", "timings.json"} == OWN
+
+
+@pytest.mark.parametrize(
+    ("flags", "passed", "code"),
+    [((), False, 0), (("--gate",), False, 1), (("--gate",), True, 0)],
+)
+def test_the_exit_code_says_whether_the_job_was_done(tmp_path, monkeypatch, flags, passed, code):
+    """Success rates are an exit code for those who ask for one, and words for everybody."""
+    from typer.testing import CliRunner
+
+    from spatialvla_ft.cli import quickstart
+    from spatialvla_ft.cli.main import app
+    from spatialvla_ft.viz.gate import Condition, Verdict
+
+    verdict = Verdict((Condition("it works", "7 of 9", passed),))
+    monkeypatch.setattr(StageRunner, "run", lambda self, stages: None)
+    monkeypatch.setattr(quickstart, "_report", lambda runs, out, console: (verdict, {"x": 1}))
+    monkeypatch.setattr(quickstart, "_summary", lambda runs, seed: "")
+    arguments = ["quickstart", "--runs", str(tmp_path / "runs"), *flags]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    assert "it works; 7 of 9" in result.output.replace("\n", " ")
+
+
+def test_a_stage_that_fails_is_an_error_with_its_log(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from spatialvla_ft.cli.main import app
+
+    def broken(self, stages):
+        raise StageError("stage 'base' failed (exit code 3)")
+
+    monkeypatch.setattr(StageRunner, "run", broken)
+    result = CliRunner().invoke(app, ["quickstart", "--runs", str(tmp_path / "runs")])
+    assert result.exit_code == 1
+    assert "stage 'base' failed" in result.output
+
+
+def test_every_training_of_the_quickstart_has_the_seed(tmp_path):
+    trained = [stage for stage in _stages(tmp_path, 7) if stage.arguments[0] == "train"]
+    assert [stage.name for stage in trained] == ["base", "scratch", "adapt"]
+    assert all("seed=7" in stage.arguments for stage in trained)
