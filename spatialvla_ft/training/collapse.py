@@ -1,19 +1,20 @@
 """Whether a policy has collapsed: what it predicts, against what the data does.
 
 A collapsed policy has a falling loss and a fair accuracy, and its robot stands still: it says the
-same action whatever it sees, never closes the gripper, never turns, or never looks. Predictions are
-greedy, as on the robot, on frames of held-out episodes.
+same action whatever it sees, never closes the gripper, never turns, never looks, or never reads.
+Predictions are greedy, as on the robot, on frames of held-out episodes.
 
 Shape letters: M actions, D action dimensions, S slots, F frames, N tokens of a frame.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ..actions.layout import Slot
 from ..actions.spaces import ActionSpace
@@ -28,23 +29,26 @@ COMMON = 0.9
 RARE = 0.05
 """A gripper state must make up this share of the data to be missed."""
 LEAST_CHANGED = 0.02
-"""Share of tokens that other pictures must change."""
+"""Share of tokens that other pictures, or other words, must change."""
 DATA_CHANGES = 0.2
-"""Where the recorded tokens of the frames differ less, other pictures need change nothing."""
+"""Where the recorded tokens of the frames differ less, they need change nothing."""
 LEAST_GAIN = 0.01
-"""Nats by which the loss must rise with the pictures of other frames."""
+"""Nats by which the loss must rise with the pictures, or the words, of other frames."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Greedy predictions on recorded frames, and the same with the pictures of other frames.
+    """Greedy predictions on recorded frames, and the same with others' pictures, or others' words.
 
     Attributes:
         guess, truth: in the robot's units, of actions that the episodes really have.
         guess_ids, truth_ids: their tokens, a column per slot.
         ids, swapped_ids: tokens of every frame with its own pictures and with another frame's.
         other_ids: recorded tokens of the frame that lent its pictures; own_ids its own.
-        loss, swapped_loss: mean cross entropy along the recorded tokens, in nats.
+        losses, swapped_losses: cross entropy along the recorded tokens, in nats.
+        told: frames for which there was an instruction that says something else.
+        told_ids, told_losses: tokens and cross entropy with that instruction and the own pictures.
+        lender_ids: recorded tokens of the frame that lent its instruction.
     """
 
     guess: Float[np.ndarray, "M D"]
@@ -55,14 +59,32 @@ class Predictions:
     swapped_ids: Int[np.ndarray, "F N"]
     own_ids: Int[np.ndarray, "F N"]
     other_ids: Int[np.ndarray, "F N"]
-    loss: float
-    swapped_loss: float
+    losses: Float[np.ndarray, " F"]
+    swapped_losses: Float[np.ndarray, " F"]
+    told: Bool[np.ndarray, " F"]
+    told_ids: Int[np.ndarray, "F N"]
+    told_losses: Float[np.ndarray, " F"]
+    lender_ids: Int[np.ndarray, "F N"]
+
+
+def lenders(instructions: Sequence[str]) -> list[int]:
+    """For each frame one whose instruction says something else, far from it; itself if none does.
+
+    Capitals, spaces and punctuation say nothing.
+    """
+    said = [" ".join(re.findall(r"\w+", text.lower())) for text in instructions]
+    count = len(said)
+    found = []
+    for i, own in enumerate(said):
+        others = ((i + count // 2 + k) % count for k in range(count))
+        found.append(next((j for j in others if said[j] != own), i))
+    return found
 
 
 def spread_metrics(
     seen: Predictions, slots: Sequence[Slot], space: ActionSpace
 ) -> dict[str, float]:
-    """variance_ratio/DIMENSION, distinct_tokens/SLOT and image/... of these predictions."""
+    """variance_ratio/DIMENSION, distinct_tokens/SLOT, image/... and words/... of these."""
     found: dict[str, float] = {}
     for name, ratio in zip(dimension_names(space), _variance_ratio(seen), strict=True):
         if np.isfinite(ratio):
@@ -70,8 +92,10 @@ def spread_metrics(
     for i, slot in enumerate(slots):
         distinct = [len(np.unique(ids[:, i])) for ids in (seen.guess_ids, seen.truth_ids)]
         found[f"distinct_tokens/{slot.name}"] = distinct[0] / distinct[1]
-    found["image/tokens_changed"] = float((seen.ids != seen.swapped_ids).mean())
-    found["image/loss_gain"] = seen.swapped_loss - seen.loss
+    for name, exchange in (("image", _pictures(seen)), ("words", _words(seen))):
+        if exchange.frames:
+            found[f"{name}/tokens_changed"] = exchange.changed
+            found[f"{name}/loss_gain"] = exchange.gain
     return found
 
 
@@ -79,7 +103,7 @@ def collapsed(seen: Predictions, slots: Sequence[Slot], space: ActionSpace) -> d
     """{short name: what is wrong and on what evidence}; empty for a healthy policy."""
     if len(seen.ids) < LEAST_FRAMES:
         return {}
-    return {**_constant(seen, space), **_unused(seen, slots), **_blind(seen)}
+    return {**_constant(seen, space), **_unused(seen, slots), **_blind(seen), **_deaf(seen)}
 
 
 def _variance_ratio(seen: Predictions) -> Float[np.ndarray, " D"]:
@@ -139,17 +163,78 @@ def _unused(seen: Predictions, slots: Sequence[Slot]) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class _Exchange:
+    """What changes with something of another frame.
+
+    Attributes:
+        frames: how many were tried.
+        changed: share of predicted tokens that change; `data`, of the recorded ones that differ.
+        gain: nats that the loss rises.
+    """
+
+    frames: int
+    changed: float
+    data: float
+    gain: float
+
+    @property
+    def ignored(self) -> bool:
+        """Hardly anything changes, where the data does."""
+        return (
+            self.frames >= LEAST_FRAMES
+            and self.changed < LEAST_CHANGED
+            and self.data >= DATA_CHANGES
+            and self.gain < LEAST_GAIN
+        )
+
+    def evidence(self, what: str) -> str:
+        return (
+            f"{what} change {self.changed:.1%} of the predicted tokens (warned below "
+            f"{LEAST_CHANGED:.0%}; the recorded ones differ in {self.data:.0%}) and the loss by "
+            f"{self.gain:+.3f} nats (warned below {LEAST_GAIN:g})"
+        )
+
+
+def _pictures(seen: Predictions) -> _Exchange:
+    return _Exchange(
+        len(seen.ids),
+        float((seen.ids != seen.swapped_ids).mean()),
+        float((seen.own_ids != seen.other_ids).mean()),
+        float((seen.swapped_losses - seen.losses).mean()),
+    )
+
+
+def _words(seen: Predictions) -> _Exchange:
+    told = seen.told
+    if not told.any():
+        return _Exchange(0, 0.0, 0.0, 0.0)
+    return _Exchange(
+        int(told.sum()),
+        float((seen.ids != seen.told_ids)[told].mean()),
+        float((seen.own_ids != seen.lender_ids)[told].mean()),
+        float((seen.told_losses - seen.losses)[told].mean()),
+    )
+
+
 def _blind(seen: Predictions) -> dict[str, str]:
     """Pictures of other frames change neither the tokens nor the loss."""
-    changed = float((seen.ids != seen.swapped_ids).mean())
-    data = float((seen.own_ids != seen.other_ids).mean())
-    gain = seen.swapped_loss - seen.loss
-    if changed >= LEAST_CHANGED or data < DATA_CHANGES or gain >= LEAST_GAIN:
+    exchange = _pictures(seen)
+    if not exchange.ignored:
         return {}
+    evidence = exchange.evidence("pictures of other frames")
+    return {"image-blind": f"{evidence}: the policy acts without looking"}
+
+
+def _deaf(seen: Predictions) -> dict[str, str]:
+    """Instructions of other frames change neither the tokens nor the loss."""
+    exchange = _words(seen)
+    if not exchange.ignored:
+        return {}
+    evidence = exchange.evidence("instructions of other frames")
     return {
-        "image-blind": f"pictures of other frames change {changed:.1%} of the predicted tokens "
-        f"(warned below {LEAST_CHANGED:.0%}; the recorded ones differ in {data:.0%}) and the loss "
-        f"by {gain:+.3f} nats (warned below {LEAST_GAIN:g}): the policy acts without looking"
+        "word-blind": f"{evidence}: the policy acts without reading. That is as it should be only "
+        "where every scene leaves one thing to do, or the instructions are other words for one task"
     }
 
 

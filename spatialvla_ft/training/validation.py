@@ -2,14 +2,14 @@
 
 The same evenly spaced frames every time. Ranks share the batches, and every rank makes as many
 passes as the others. A batch is spread over its whole dataset, so that swapping the pictures inside
-it shows each instruction another scene.
+it shows each instruction another scene, and swapping the words tells a scene another instruction.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data.sample import Sample
 from ..data.sample_dataset import SampleDataset
-from .collapse import CollapseWatch, Predictions, collapsed, spread_metrics
+from .collapse import CollapseWatch, Predictions, collapsed, lenders, spread_metrics
 from .collate import Collator
 from .metrics import Tokens, Totals, action_tokens, sample_losses
 from .run import Run
@@ -27,7 +27,7 @@ from .run import Run
 logger = logging.getLogger(__name__)
 
 PROBED = 64
-"""At most so many frames of a run are predicted token by token, with and without their pictures."""
+"""At most so many frames of a run are predicted token by token, as they are and exchanged."""
 SEEN = ("pixel_values", "depth", "intrinsics", "camera_poses")
 """What is swapped with another frame's."""
 
@@ -79,26 +79,28 @@ class Validation:
         for part in self.parts:
             dataset = run.heldout[part.dataset]
             samples = [run.sample(dataset, frame) for frame in part.frames]
-            batch = run.collate(samples)
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            loss, tokens = self._along(model, batch)
-            probe = self._probe(model, samples, batch, loss, tokens) if part.probed else None
+            batch = self._on_device(run.collate(samples))
+            losses, tokens = self._along(model, batch)
+            probe = self._probe(model, samples, batch, losses, tokens) if part.probed else None
             if part.counts:
-                self._add(totals[part.dataset], samples, loss, tokens)
+                self._add(totals[part.dataset], samples, losses, tokens)
                 probes += [probe] if probe else []
         found = self._metrics([one.reduce(self.accelerator) for one in totals])
         found |= self._collapse(gather_object(probes), step)
         return {f"validation/{name}": value for name, value in found.items()}
 
-    def _along(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[float, Tokens]:
-        """Summed loss of the samples, and their tokens, along the recorded ones."""
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def _along(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tokens]:
+        """Loss of each sample, and their tokens, along the recorded ones."""
         logits = model(**batch, logits_to_keep="labels").logits
         config = self.run.spatialvla.config
         losses = sample_losses(logits, batch["labels"], config)
-        return float(losses.sum()), action_tokens(logits, batch["labels"], config)
+        return losses, action_tokens(logits, batch["labels"], config)
 
-    def _add(self, totals: Totals, samples: list[Sample], loss: float, tokens: Tokens) -> None:
-        totals.add_loss(loss, len(samples))
+    def _add(self, totals: Totals, samples: list[Sample], losses: Tensor, tokens: Tokens) -> None:
+        totals.add_loss(float(losses.sum()), len(samples))
         totals.add_tokens(tokens)
         names = [sample.dataset for sample in samples]
         guess = self.run.processor.decode_actions(tokens.guessed, unnorm_key=names)["actions"]
@@ -129,20 +131,32 @@ class Validation:
         model: nn.Module,
         samples: list[Sample],
         batch: dict[str, Tensor],
-        loss: float,
+        losses: Tensor,
         tokens: Tokens,
     ) -> Predictions:
-        """Greedy predictions of a batch, as it is and with the pictures of other frames."""
+        """Greedy predictions of a batch: as it is, with others' pictures, with others' words."""
         processor, count = self.run.processor, len(samples)
         names = [sample.dataset for sample in samples]
         lent = {n: t.roll(count // 2, 0) if n in SEEN else t for n, t in batch.items()}
-        swapped_loss, _ = self._along(model, lent)
+        swapped_losses, _ = self._along(model, lent)
+        lender = lenders([sample.instruction for sample in samples])
+        told = np.array([j != i for i, j in enumerate(lender)])
+        reworded = [
+            replace(sample, instruction=samples[j].instruction)
+            for sample, j in zip(samples, lender, strict=True)
+        ]
+        told_losses = losses
+        if told.any():
+            told_losses, _ = self._along(model, self._on_device(self.run.collate(reworded)))
         prompt = self._prompts(samples)
         plain = self.run.spatialvla
         swapped = {n: t.roll(count // 2, 0) if n in SEEN else t for n, t in prompt.items()}
         with self._types_together():
             ids = plain.predict_action(prompt).cpu().numpy()
             swapped_ids = plain.predict_action(swapped).cpu().numpy()
+            told_ids = ids
+            if told.any():
+                told_ids = plain.predict_action(self._prompts(reworded)).cpu().numpy()
         for kept in ("_graphs", "_last_cache"):  # training needs the memory
             vars(plain).pop(kept, None)
         own = tokens.wanted.cpu().numpy()
@@ -157,14 +171,17 @@ class Validation:
             swapped_ids=swapped_ids,
             own_ids=own,
             other_ids=np.roll(own, count // 2, axis=0),
-            loss=loss / count,
-            swapped_loss=swapped_loss / count,
+            losses=losses.cpu().double().numpy(),
+            swapped_losses=swapped_losses.cpu().double().numpy(),
+            told=told,
+            told_ids=told_ids,
+            told_losses=told_losses.cpu().double().numpy(),
+            lender_ids=own[lender],
         )
 
     def _prompts(self, samples: list[Sample]) -> dict[str, Tensor]:
         collate = Collator(self.run.processor, self.run.collate.depth, with_actions=False)
-        prompt = collate(samples)
-        return {name: tensor.to(self.accelerator.device) for name, tensor in prompt.items()}
+        return self._on_device(collate(samples))
 
     def _collapse(self, probes: Sequence[Predictions], step: int) -> dict[str, float]:
         """Metrics of the predictions of all ranks; new findings are warned of."""
@@ -182,18 +199,13 @@ class Validation:
 
 
 def joined(probes: Sequence[Predictions]) -> Predictions:
-    """Predictions of several batches as one; losses are weighted by their frames."""
-    frames = [len(probe.ids) for probe in probes]
-    tokens = ("guess_ids", "truth_ids", "ids", "swapped_ids", "own_ids", "other_ids")
-    arrays = {
-        name: np.concatenate([getattr(probe, name) for probe in probes])
-        for name in ("guess", "truth", *tokens)
-    }
-    losses = {
-        name: float(np.average([getattr(probe, name) for probe in probes], weights=frames))
-        for name in ("loss", "swapped_loss")
-    }
-    return Predictions(**arrays, **losses)
+    """Predictions of several batches as one."""
+    return Predictions(
+        **{
+            field.name: np.concatenate([getattr(probe, field.name) for probe in probes])
+            for field in fields(Predictions)
+        }
+    )
 
 
 def _batches(

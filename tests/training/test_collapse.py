@@ -18,6 +18,7 @@ from spatialvla_ft.training.collapse import (
     CollapseWatch,
     Predictions,
     collapsed,
+    lenders,
     spread_metrics,
 )
 from spatialvla_ft.training.loop import train
@@ -27,7 +28,7 @@ FRAMES, CHUNK = 40, 2
 
 
 def healthy(space, seed=0, noise=0.3):
-    """Predictions that follow the data with noise, and follow the pictures when swapped."""
+    """Predictions that follow the data with noise, and pictures and words when exchanged."""
     rng = np.random.default_rng(seed)
     grid = ActionGrid.uniform(space=space)
     truth = rng.uniform(-1, 1, (FRAMES * CHUNK, space.dim))
@@ -46,8 +47,12 @@ def healthy(space, seed=0, noise=0.3):
         swapped_ids=np.roll(ids, half, axis=0),
         own_ids=own,
         other_ids=np.roll(own, half, axis=0),
-        loss=2.0,
-        swapped_loss=3.5,
+        losses=np.full(FRAMES, 2.0),
+        swapped_losses=np.full(FRAMES, 3.5),
+        told=np.arange(FRAMES) % 4 > 0,
+        told_ids=np.where(np.arange(FRAMES)[:, None] % 4 > 0, np.roll(ids, half, axis=0), ids),
+        told_losses=np.where(np.arange(FRAMES) % 4 > 0, 2.4, 2.0),
+        lender_ids=np.roll(own, half, axis=0),
     )
     return seen, grid
 
@@ -75,6 +80,10 @@ def test_healthy_policies_are_not_blamed(space, noise):
         wanted = np.var(seen.guess[:, i]) / np.var(seen.truth[:, i])
         assert metrics[name] == pytest.approx(wanted)
     assert metrics["image/loss_gain"] == 1.5
+    assert metrics["words/loss_gain"] == pytest.approx(0.4)
+    asked = np.arange(FRAMES) % 4 > 0
+    changed = np.mean(seen.ids[asked] != np.roll(seen.ids, FRAMES // 2, axis=0)[asked])
+    assert metrics["words/tokens_changed"] == pytest.approx(changed)
 
 
 @SPACES
@@ -128,19 +137,74 @@ def test_a_rotation_that_is_never_used_is_found():
 def test_a_policy_that_does_not_look_is_found():
     space = end_effector_delta()
     seen, grid = healthy(space)
-    blind = replace(seen, swapped_ids=seen.ids, swapped_loss=seen.loss + 0.001)
+    blind = replace(seen, swapped_ids=seen.ids, swapped_losses=seen.losses + 0.001)
     found = collapsed(blind, grid.slots, space)
     assert list(found) == ["image-blind"]
     assert "change 0.0% of the predicted tokens" in found["image-blind"]
-    assert collapsed(replace(blind, swapped_loss=2.2), grid.slots, space) == {}
+    assert collapsed(replace(blind, swapped_losses=seen.losses + 0.2), grid.slots, space) == {}
     same = replace(blind, other_ids=seen.own_ids)
     assert collapsed(same, grid.slots, space) == {}, "the data asks for no other action"
+
+
+def deaf(seen, frames=FRAMES):
+    """The same of a policy that does not read; so many frames have another instruction."""
+    told = np.arange(FRAMES) < frames
+    return replace(seen, told=told, told_ids=seen.ids, told_losses=seen.losses + 0.001)
+
+
+def test_a_policy_that_does_not_read_is_found():
+    space = end_effector_delta()
+    seen, grid = healthy(space)
+    found = collapsed(deaf(seen), grid.slots, space)
+    assert list(found) == ["word-blind"]
+    assert "instructions of other frames change 0.0% of the predicted" in found["word-blind"]
+    assert "acts without reading" in found["word-blind"]
+    assert spread_metrics(deaf(seen), grid.slots, space)["words/loss_gain"] == pytest.approx(0.001)
+    louder = replace(deaf(seen), told_losses=seen.losses + 0.2)
+    assert collapsed(louder, grid.slots, space) == {}
+    same = replace(deaf(seen), lender_ids=seen.own_ids)
+    assert collapsed(same, grid.slots, space) == {}, "the data asks for no other action"
+
+
+def test_only_frames_that_were_told_something_else_are_judged():
+    """Frames without another instruction are the same by themselves, and must not thin it out."""
+    space = end_effector_delta()
+    seen, grid = healthy(space)
+    told = np.arange(FRAMES) < 8
+    kept = np.where(told[:, None], seen.told_ids, seen.ids)
+    follows = replace(seen, told=told, told_ids=kept, told_losses=seen.losses + 0.011 * told)
+    assert collapsed(follows, grid.slots, space) == {}
+    assert collapsed(replace(follows, told_ids=seen.ids), grid.slots, space) == {}
+    assert "word-blind" in collapsed(deaf(seen, 8), grid.slots, space)
+
+
+@pytest.mark.parametrize("frames", [0, 7])
+def test_where_there_is_one_instruction_nobody_can_read(frames):
+    space = end_effector_delta()
+    seen, grid = healthy(space)
+    assert collapsed(deaf(seen, frames), grid.slots, space) == {}
+    metrics = spread_metrics(deaf(seen, frames), grid.slots, space)
+    assert ("words/tokens_changed" in metrics) == (frames > 0)
+
+
+def test_who_lends_an_instruction():
+    assert lenders(["a", "b", "a", "b"]) == [3, 0, 1, 2]
+    assert lenders(["touch red", "Touch  red.", "touch blue", "TOUCH RED"]) == [2, 2, 0, 2]
+    assert lenders(["one", "One!", " one"]) == [0, 1, 2]
+    assert lenders(["", "go"]) == [1, 0]
+
+
+def few_frames(seen, count):
+    """Only the first frames of what is kept by frame."""
+    names = ("ids", "swapped_ids", "own_ids", "other_ids", "losses", "swapped_losses")
+    names += ("told", "told_ids", "told_losses", "lender_ids")
+    return {name: getattr(seen, name)[:count] for name in names}
 
 
 def test_a_few_frames_say_nothing():
     space = end_effector_delta()
     seen, grid = healthy(space)
-    few = {n: getattr(seen, n)[:4] for n in ("ids", "swapped_ids", "own_ids", "other_ids")}
+    few = few_frames(seen, 4)
     flat = with_guess(seen, grid, **{f"d{i}": 0.0 for i in range(7)})
     assert collapsed(flat, grid.slots, space)
     assert collapsed(replace(flat, **few), grid.slots, space) == {}
@@ -148,13 +212,14 @@ def test_a_few_frames_say_nothing():
 
 def test_batches_join_by_their_frames():
     space = end_effector_delta()
-    seen, _ = healthy(space)
-    one = replace(seen, loss=1.0)
-    half = {n: getattr(seen, n)[:20] for n in ("ids", "swapped_ids", "own_ids", "other_ids")}
-    both = joined([one, replace(seen, loss=4.0, **half)])
-    assert both.loss == pytest.approx((40 * 1 + 20 * 4) / 60)
+    seen, grid = healthy(space)
+    half = replace(seen, **few_frames(seen, 20))
+    both = joined([seen, replace(half, swapped_losses=half.losses + 0.3)])
+    assert spread_metrics(both, grid.slots, space)["image/loss_gain"] == pytest.approx(
+        (40 * 1.5 + 20 * 0.3) / 60
+    )
     assert len(both.guess) == 2 * len(seen.guess)
-    assert len(both.ids) == 60
+    assert len(both.ids) == len(both.told) == 60
 
 
 # -------------------------------------------------------------------- when it speaks
@@ -205,6 +270,11 @@ def blinded(run):
     run.model.multi_modal_projector.register_forward_hook(lambda m, i, o: o * 0)
 
 
+def deafened(run):
+    """Every word gets one and the same embedding."""
+    run.model.get_input_embeddings().register_forward_hook(lambda m, i, o: o * 0)
+
+
 def one_action(run):
     """One token of every slot beats all others."""
     head = run.model.head
@@ -223,7 +293,11 @@ def one_action(run):
 
 @pytest.mark.parametrize(
     ("sabotage", "said"),
-    [(blinded, "acts without looking"), (one_action, "nearly the same action")],
+    [
+        (blinded, "acts without looking"),
+        (deafened, "acts without reading"),
+        (one_action, "nearly the same action"),
+    ],
 )
 def test_sabotaged_models_are_warned_of_once_and_not_at_first(recipe_of, caplog, sabotage, said):
     found = warned(recipe_of("full", "out", LIVELY), sabotage, caplog)
@@ -232,16 +306,57 @@ def test_sabotaged_models_are_warned_of_once_and_not_at_first(recipe_of, caplog,
     assert about[0].startswith("step 2, held out: ")
 
 
-def test_a_model_that_looks_is_not_called_blind(recipe_of, caplog):
-    """Random weights see: their answers follow the pictures, whatever else they lack."""
+def test_a_model_that_looks_and_reads_is_not_called_blind(recipe_of, caplog):
+    """Random weights see and read: their answers follow both, whatever else they lack."""
     recipe = recipe_of("full", "out", [*LIVELY, "train.validate_every=4"])
     found = warned(recipe, lambda run: None, caplog)
-    assert not [line for line in found if "acts without looking" in line]
+    assert not [line for line in found if "acts without" in line]
     lines = [json.loads(x) for x in (recipe.output / "metrics.jsonl").read_text().splitlines()]
     (last,) = [line for line in lines if line["step"] == 5 and "validation/loss" in line]
     assert last["validation/image/tokens_changed"] > 0.05
     assert abs(last["validation/image/loss_gain"]) > 0
+    assert last["validation/words/tokens_changed"] > 0.05
+    assert abs(last["validation/words/loss_gain"]) > 0
     assert last["validation/warnings"] == len({line.split(": ")[1] for line in found})
+
+
+def test_other_words_go_through_the_collator_and_nothing_else_changes(recipe_of):
+    run = build(recipe_of("full", "out", [*LIVELY, "train.batch_size=4"]))
+    collated, collate = [], run.collate
+
+    def recording(samples):
+        collated.append(list(samples))
+        return collate(samples)
+
+    recording.depth = collate.depth
+    run.collate = recording
+    found = Validation(run, Accelerator())(run.model, 5)
+    own, told = collated[:2]
+    assert [t.instruction for t in told] == [own[j].instruction for j in (2, 3, 0, 1)]
+    for i in range(4):
+        assert told[i].instruction != own[i].instruction
+        assert told[i].images is own[i].images
+        assert told[i].actions is own[i].actions
+    # The figure, counted again by hand.
+    gains = []
+    for before, after in zip(collated[::2], collated[1::2], strict=True):
+        for pair in zip(before, after, strict=True):
+            with torch.no_grad():
+                losses = [float(run.model(**collate([one])).loss) for one in pair]
+            gains.append(losses[1] - losses[0])
+    assert found["validation/words/loss_gain"] == pytest.approx(np.mean(gains), abs=1e-4)
+
+
+def test_one_instruction_is_not_judged(recipe_of, caplog):
+    def one_task(run):
+        deafened(run)
+        read = run.sample
+        run.sample = lambda *where: replace(read(*where), instruction="go to the püt")
+
+    recipe = recipe_of("full", "out", LIVELY)
+    found = warned(recipe, one_task, caplog)
+    assert not [line for line in found if "reading" in line]
+    assert "validation/words/loss_gain" not in (recipe.output / "metrics.jsonl").read_text()
 
 
 def test_validation_adds_up_samples_not_batches(recipe_of):
