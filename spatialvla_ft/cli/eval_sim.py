@@ -63,11 +63,12 @@ def sim(
     from rich.progress import Progress
 
     from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.sim.layout import distractor_counts
 
     with fail_with(ValueError, OSError):
         if episodes < 1:
             raise ValueError(f"--episodes is {episodes}; it must be at least 1")
-        counts = _numbers(distractors)
+        counts = distractor_counts(distractors)
         if depth is None and (depth_resolution is not None or depth_every != 1):
             raise ValueError("--depth-resolution and --depth-every need --depth, an estimator")
         if depth is not None and policy != "model":
@@ -118,16 +119,6 @@ _CHANCE = (
     "followed: both words led to the block that they name. By chance: one of the blocks, picked "
     "anew each time; a policy that does not read the words follows in none."
 )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """The numbers of a text as 0,1,1."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--distractors is {text!r}; use one number, or several with commas, as 0,1,1,2,2"
-        ) from None
 
 
 def _without_episodes(value):

@@ -80,7 +80,7 @@ def sample_layout(robot: Robot, task: Task, distractors: int, rng: np.random.Gen
 
 
 def distractor_counts(text: str) -> tuple[int, ...]:
-    """"0,1,1,2,2" as numbers; ValueError for anything else."""
+    """Numbers of what is written as 0,1,1,2,2; ValueError for anything else."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise ValueError(

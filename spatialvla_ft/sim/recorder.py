@@ -56,8 +56,8 @@ class Plan:
 
     def description(self) -> str:
         """One sentence for the dataset's own description."""
-        blocks = self.distractors
-        blocks = str(blocks) if isinstance(blocks, int) else "/".join(map(str, blocks))
+        counts = (self.distractors,) if isinstance(self.distractors, int) else self.distractors
+        blocks = "/".join(map(str, counts))
         return (
             f"{self.robot}, {', '.join(self.tasks)}: expert demonstrations in simulation, "
             f"camera {self.camera_mode}, action noise {self.action_noise}, "

@@ -53,8 +53,8 @@ def test_without_the_swap_test_nothing_is_said_of_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--distractors", "1;2"], "--distractors is '1;2'; use one number, or several"),
-        (["--distractors", ""], "use one number, or several"),
+        (["--distractors", "1;2"], "distractors: got '1;2', allowed are a number or several"),
+        (["--distractors", ""], "allowed are a number or several"),
         (["--distractors", "0,6"], "distractors: got 6, allowed for 'touch' are 0 to 5"),
         (["--swap-test"], "ask for distractors, 1 or a list as 0,1,1,2,2"),
         (

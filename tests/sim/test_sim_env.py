@@ -166,3 +166,42 @@ def test_bad_actions(action):
 def test_block_count():
     assert block_count(get_task("touch"), 0) == 1
     assert block_count(get_task("place_behind"), 2) == 4
+
+
+def test_the_seed_says_how_many_distractors():
+    """Of several numbers, that at the seed's place; each scene as with that number alone."""
+    several = TabletopEnv("robot_b", "touch", distractors=(0, 2, 1), camera_mode="random")
+    for seed in (9, 10, 11, 13):
+        several.reset(seed)
+        alone = TabletopEnv(
+            "robot_b", "touch", distractors=(0, 2, 1)[seed % 3], camera_mode="random"
+        )
+        alone.reset(seed)
+        assert several.layout == alone.layout
+        assert several.instruction == alone.instruction
+        np.testing.assert_array_equal(
+            several.observe().images["front"], alone.observe().images["front"]
+        )
+
+
+def test_the_other_word_names_another_block_of_the_same_scene():
+    plain = TabletopEnv("robot_a", "touch", distractors=2)
+    other = TabletopEnv("robot_a", "touch", distractors=2, other_word=True)
+    for env in (plain, other):
+        env.reset(5)
+    first, second, third = plain.layout.blocks
+    assert other.layout.blocks == (second, first, third)
+    assert plain.instruction == f"touch the {first.colour} block"
+    assert other.instruction == f"touch the {second.colour} block"
+    one, two = (env.observe() for env in (plain, other))
+    difference = np.abs(one.images["front"].astype(int) - two.images["front"])
+    assert difference.max() <= 2  # blocks change their order in the drawing, not their places
+    np.testing.assert_allclose(one.depth["front"], two.depth["front"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "distractors"), [("touch", 0), ("touch", (0, 1)), ("place_left_of", 2)]
+)
+def test_there_must_be_another_block_to_name(task, distractors):
+    with pytest.raises(ValueError, match=r"other_word: needs a task without a reference block"):
+        TabletopEnv("robot_a", task, distractors=distractors, other_word=True)
