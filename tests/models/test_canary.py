@@ -16,7 +16,7 @@ from spatialvla_ft import SpatialVLAForConditionalGeneration, SpatialVLAProcesso
 from spatialvla_ft.export import export_checkpoint
 from spatialvla_ft.export.inputs import recorded_inputs
 from spatialvla_ft.models import modeling_spatialvla, vision
-from spatialvla_ft.models.canary import BlindModelError, check_sight
+from spatialvla_ft.models.canary import LEAST_CHANGE, BlindModelError, check_sight
 from spatialvla_ft.models.lora import load_policy_model
 from spatialvla_ft.models.stored import STORED_FILE, read_stored
 
@@ -69,7 +69,8 @@ def test_healthy_models_pass(tiny, config, dtype):
         "another K",
         "another depth",
     }
-    assert min(report.changes.values()) > 10 * report.threshold
+    # The least is 12 times it, in bfloat16, whose rounding is the processor's.
+    assert min(report.changes.values()) > 5 * LEAST_CHANGE[dtype]
     assert all(0 < value <= 1 for value in report.total_variation.values())
     assert report.forwards == 1
     assert report.depth_change is None

@@ -148,8 +148,8 @@ def test_7_geometry_in_float32_is_closer_and_released_restores_the_other(
     With the same depth only geometry and the weights' rounding are left. K (292 for 291.008), the
     grid and depth are off by parts of 2**-9 each, whatever the processor: 0.28 % of the points,
     which the phases make 6.7 % of Ego3D, beside 0.34 % for float32 geometry. Depth that a bfloat16
-    ZoeDepth estimates differs by processor and blurs the difference (7.9 % of the features against
-    3.7 to 4.1 %, 1.9 times and more).
+    ZoeDepth estimates differs by processor and blurs the difference: 7 to 8 % of the features
+    against 3.7 to 4.4 %, 1.6 to 2.2 times.
     """
     names = ("xyz", "ego3d", "image_features")
     moved, estimated = {}, {}
