@@ -37,20 +37,20 @@ def report(
                 out or runs / "report",
                 on_section=lambda name: status.update(f"report: {name}"),
             )
-        gate = judge(run.outcomes)
+        verdict = judge(run.outcomes)
     if as_json:
         typer.echo(
             json.dumps(
                 {
                     "report": str(path),
-                    "gate_passed": gate.passed,
-                    "gate_reasons": list(gate.reasons),
+                    "gate_passed": verdict.passed,
+                    "gate_reasons": list(verdict.reasons),
                     "missing": list(run.missing),
                 }
             )
         )
         return
     typer.echo(f"report written to {path}")
-    typer.echo("gate passed" if gate.passed else f"gate NOT passed: {'; '.join(gate.reasons)}")
+    typer.echo("\n".join(verdict.sentences))
     if run.missing:
         typer.echo(f"missing from the run, and named in the report: {', '.join(run.missing)}")

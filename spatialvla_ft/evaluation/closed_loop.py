@@ -11,7 +11,7 @@ from ..data.sample import Observation
 from ..sim.card import SLOTS, proprio_of
 from ..sim.pool import Batch, EpisodeResult, SimPool
 from ..sim.tasks import TASKS, get_task
-from .outcome import ClosedLoop, Swap, followed
+from .outcome import ClosedLoop, Swap, followed, other_word
 from .policies import Policy, View
 
 CAMERA_OF_SLOT = {slot: camera for camera, slot in SLOTS.items()}
@@ -98,9 +98,7 @@ def run_closed_loop(
     results, traces = _play(pool, policy, kept, tell)
     swapped = None
     if scenes:
-        # Scenes without a distractor are not among these, and the pool wants none named.
-        named = tuple(max(1, count) for count in counts)
-        pool = SimPool(robot, task, scenes, distractors=named, other_word=True, **options)
+        pool = SimPool(robot, task, scenes, **other_word(counts), **options)
         other, other_traces = _play(pool, policy, kept, lambda n: tell(len(results) + n))
         swapped = Swap(
             **_counts(other),

@@ -146,6 +146,15 @@ class ClosedLoop:
         }
 
 
+def other_word(distractors: Sequence[int]) -> dict[str, Any]:
+    """Simulation options under which scenes name their first distractor instead.
+
+    Scenes without a distractor have none to name and must not be run so; where one would stand in
+    the list, the simulation wants a number that it allows.
+    """
+    return {"other_word": True, "distractors": tuple(max(1, count) for count in distractors)}
+
+
 def followed(results: Sequence[EpisodeResult], other: Sequence[EpisodeResult]) -> int:
     """Scenes solved with both words; `other` may lack scenes."""
     solved = {result.seed for result in results if result.success}

@@ -11,11 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from spatialvla_ft.viz.palette import BLUE, GREEN, ORANGE, plain
+from spatialvla_ft.viz.palette import BLUE, GREEN, GREY, ORANGE, plain
 from spatialvla_ft.viz.run_files import TRAININGS
 
-_COLOURS = {"base": GREEN, "adapt": BLUE, "scratch": ORANGE}
-_PANELS = {"Pre-training on robot A": ("base",), "Training on robot B": ("adapt", "scratch")}
+_COLOURS = {"base": GREEN, "adapt": BLUE, "scratch": ORANGE, "no_ego3d": GREY}
+_PANELS = {
+    "Pre-training on robot A": ("base",),
+    "Training on robot B": ("adapt", "scratch", "no_ego3d"),
+}
 SPAN = 5
 """Logged points that the smoothed curve averages over, exponentially."""
 
@@ -40,27 +43,31 @@ def smooth(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     return result
 
 
-def plot_losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training (faint: as logged, strong: smoothed) and validation loss, one panel per robot."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(_PANELS), sharey=True)
-    for axes, (title, names) in zip(panels, _PANELS.items(), strict=True):
-        for name in names:
-            if metrics.get(name):
-                _training(axes, name, metrics[name])
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("optimiser steps")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(labelleft=True)
-        plain(axes)
-        if axes.lines:
-            axes.legend(fontsize=9, frameon=False)
-        else:
-            axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
-    panels[0].set_ylabel("cross-entropy per action token (nats)")
+def plot_losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Figure]:
+    """Training (faint: as logged, strong: smoothed) and validation loss; a figure per robot."""
+    return {title: _plot(title, names, metrics) for title, names in _PANELS.items()}
+
+
+def _plot(
+    title: str, names: Sequence[str], metrics: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Figure:
+    figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name in names:
+        if metrics.get(name):
+            _training(axes, name, metrics[name])
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel("cross-entropy per action token (nats)")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain(axes)
+    if axes.lines:
+        figure.legend(loc="outside lower center", ncols=1, fontsize=9, frameon=False)
+    else:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
     return figure
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from spatialvla_ft.viz.films import Film
 
 DPI = 120
-HOLD_MILLISECONDS = 1500
-"""How long an animation shows its last frame."""
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -46,43 +47,22 @@ def png_uri(path: Path) -> str:
     return data_uri(small, "image/png")
 
 
-def animation_uri(
-    frames: UInt8[np.ndarray, "T H W 3"], *, hz: float, success: bool | None = None
-) -> str:
-    """An endless WebP of an episode at its own speed, with a counter of the executed actions.
+def film_uri(film: Film) -> str:
+    """An endless WebP at the film's own speed."""
+    return data_uri(film_bytes(film, "webp", quality=75, method=2), "image/webp")
 
-    The last frame stays for a while, framed and labelled with the outcome if it is given.
-    """
-    pictures = [Image.fromarray(frame) for frame in frames]
-    for step, picture in enumerate(pictures):
-        _label(picture, f"action {step} of {len(frames) - 1}")
-    if success is not None:
-        _frame(pictures[-1], "solved" if success else "not solved", success)
-    durations = [round(1000 / hz)] * (len(pictures) - 1) + [HOLD_MILLISECONDS]
+
+def film_bytes(film: Film, kind: str, **options: Any) -> bytes:
+    """An endless animation at the film's own speed; `options` are Pillow's for this kind."""
     buffer = io.BytesIO()
-    pictures[0].save(
+    first, *others = [Image.fromarray(frame) for frame in film.frames]
+    first.save(
         buffer,
-        "webp",
+        kind,
         save_all=True,
-        append_images=pictures[1:],
-        duration=durations,
+        append_images=others,
+        duration=list(film.milliseconds),
         loop=0,
-        quality=75,
-        method=2,
+        **options,
     )
-    return data_uri(buffer.getvalue(), "image/webp")
-
-
-def _label(picture: Image.Image, text: str, *, top: int = 0) -> None:
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(10, picture.height // 22))
-    box = draw.textbbox((8, top + 6), text, font=font)
-    draw.rectangle((box[0] - 5, box[1] - 4, box[2] + 5, box[3] + 4), fill=(20, 24, 30))
-    draw.text((8, top + 6), text, fill=(255, 255, 255), font=font)
-
-
-def _frame(picture: Image.Image, text: str, good: bool) -> None:
-    colour = (0, 114, 178) if good else (213, 94, 0)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=colour, width=6)
-    _label(picture, text, top=picture.height // 12)
+    return buffer.getvalue()

@@ -38,6 +38,16 @@ def picture(uri: str, alt: str, caption: str = "", *, kind: str = "") -> str:
     )
 
 
+def moving(uri: str, still: str, alt: str, caption: str = "", *, kind: str = "") -> str:
+    """An animation with a caption in HTML; the still is for readers who want no motion."""
+    return (
+        f'<figure class="moving {kind}"><picture>'
+        f'<source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
+        f'<img src="{uri}" alt="{escape(alt)}"></picture>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
 def row(parts: Iterable[str], *, kind: str) -> str:
     """Parts side by side, as far as the screen is wide enough."""
     return f'<div class="{kind}">{"".join(parts)}</div>'

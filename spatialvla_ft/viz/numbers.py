@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spatialvla_ft.evaluation.outcome import ClosedLoop
+from spatialvla_ft.evaluation.intervals import Share
 
 NBSP = "\u00a0"
 """A space at which no line breaks."""
@@ -14,15 +14,20 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f}{NBSP}%"
 
 
-def interval(outcome: ClosedLoop) -> str:
+def interval(share: Share) -> str:
     """Wilson 95 % interval in percent."""
-    low, high = outcome.interval
+    low, high = share.interval
     return f"{percent(low)} to{NBSP}{percent(high)}"
 
 
-def count(outcome: ClosedLoop) -> str:
-    """Episodes solved of episodes tried."""
-    return f"{outcome.successes} of {outcome.episodes}"
+def count(share: Share) -> str:
+    """So many of so many."""
+    return f"{share.count} of {share.trials}"
+
+
+def rated(share: Share) -> str:
+    """Count, share and interval."""
+    return f"{count(share)} ({percent(share.rate)}, 95{NBSP}% interval {interval(share)})"
 
 
 def seconds(value: float) -> str:

@@ -12,8 +12,28 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from spatialvla_ft.evaluation.outcome import ClosedLoop
+from spatialvla_ft.evaluation.outcome import ClosedLoop, other_word
 from spatialvla_ft.sim.worker import Channel, Worker
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Which episode to play.
+
+    Attributes:
+        outcome: the evaluation that it belongs to.
+        seed: of the episode; its trace was kept.
+        swapped: the one with the other word.
+    """
+
+    outcome: ClosedLoop
+    seed: int
+    swapped: bool = False
+
+    @property
+    def part(self):
+        """Results and traces that it belongs to."""
+        return self.outcome.swap if self.swapped else self.outcome
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class Replay:
 
     Attributes:
         seed, instruction: which episode.
-        success: how the replay ended.
+        success, wrong_object: how the replay ended.
         as_recorded: the replay took as many steps and ended as the evaluation says.
         frames: pictures for people: before the first action and after each.
         image: what the policy saw first.
@@ -34,6 +54,7 @@ class Replay:
     seed: int
     instruction: str
     success: bool
+    wrong_object: bool
     as_recorded: bool
     frames: UInt8[np.ndarray, "T H W 3"]
     image: UInt8[np.ndarray, "h w 3"]
@@ -41,9 +62,23 @@ class Replay:
     intrinsics: Float64[np.ndarray, "3 3"]
     control_hz: float
 
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (len(self.frames) - 1) / self.control_hz
 
-def replay_episodes(wanted: Sequence[tuple[ClosedLoop, int]], *, size: int = 384) -> list[Replay]:
-    """Replay episodes given as (result, seed); the result must hold the episode's trace.
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        if self.success:
+            return f"solved after {self.seconds:.1f} s"
+        if self.wrong_object:
+            return f"wrong block after {self.seconds:.1f} s"
+        return f"not solved in {self.seconds:.0f} s"
+
+
+def replay_episodes(wanted: Sequence[Episode], *, size: int = 384) -> list[Replay]:
+    """Replay episodes; their results must hold the traces.
 
     Args:
         wanted: which episodes.
@@ -59,42 +94,46 @@ def replay_episodes(wanted: Sequence[tuple[ClosedLoop, int]], *, size: int = 384
         return [worker.recv() for _ in wanted]
 
 
-def play(channel: Channel, wanted: Sequence[tuple[ClosedLoop, int]], size: int) -> None:
+def play(channel: Channel, wanted: Sequence[Episode], size: int) -> None:
     """The rendering process: sends one Replay per wanted episode."""
     from spatialvla_ft.sim.rendering import Renderer
 
     renderer = Renderer()
-    for outcome, seed in wanted:
-        channel.send(_play_one(outcome, seed, size, renderer))
+    for episode in wanted:
+        channel.send(_play_one(episode, size, renderer))
 
 
-def _play_one(outcome: ClosedLoop, seed: int, size: int, renderer: object) -> Replay:
+def _play_one(episode: Episode, size: int, renderer: object) -> Replay:
     from spatialvla_ft.sim.env import TabletopEnv
 
-    settings = outcome.settings
+    outcome, seed = episode.outcome, episode.seed
+    distractors = outcome.settings["distractors"]
     camera = "front"
     env = TabletopEnv(
         outcome.robot,
         outcome.task,
-        image_size=settings["image_size"],
+        image_size=outcome.settings["image_size"],
         cameras=(camera,),
-        camera_mode=settings["camera_mode"],
-        distractors=settings["distractors"],
+        camera_mode=outcome.settings["camera_mode"],
+        **(other_word(distractors) if episode.swapped else {"distractors": distractors}),
     )
     env.use(renderer)  # type: ignore[arg-type]
     env.reset(seed)
     first = env.observe()
     frames = [env.state_rgb(size, size, camera)]
-    success = False
-    for action in outcome.traces[seed]:
-        success = env.step(np.array(action)).success
+    success = wrong_object = False
+    for action in episode.part.traces[seed]:
+        done = env.step(np.array(action))
+        success, wrong_object = done.success, done.wrong_object
         frames.append(env.state_rgb(size, size, camera))
-    recorded = next(result for result in outcome.results if result.seed == seed)
+    recorded = next(result for result in episode.part.results if result.seed == seed)
+    ended = (success, wrong_object, env.steps)
     return Replay(
         seed=seed,
         instruction=first.instruction,
         success=success,
-        as_recorded=(success, env.steps) == (recorded.success, recorded.steps),
+        wrong_object=wrong_object,
+        as_recorded=ended == (recorded.success, recorded.wrong_object, recorded.steps),
         frames=np.stack(frames),
         image=first.images[camera],
         depth=first.depth[camera],

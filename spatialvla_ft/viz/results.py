@@ -1,148 +1,203 @@
-"""The report's sections of numbers: summary, stages, training, success, open loop, export."""
+"""The report's sections of success: the lead, the verdict, wrong objects and the swap test."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
+from spatialvla_ft.evaluation.intervals import Share
 from spatialvla_ft.evaluation.outcome import ClosedLoop
 from spatialvla_ft.sim.tasks import TOUCH_DISTANCE, get_task
-from spatialvla_ft.viz.curves import plot_losses, series
-from spatialvla_ft.viz.embed import figure_uri
-from spatialvla_ft.viz.gate import RULE, judge
-from spatialvla_ft.viz.html import absent, escape, paragraph, picture, section, table
-from spatialvla_ft.viz.numbers import NBSP, count, interval, percent, seconds
-from spatialvla_ft.viz.run_files import BASELINES, POLICIES, TRAININGS, RunFiles
-from spatialvla_ft.viz.success import plot_success
-
-_CLAUSES = {
-    "unadapted": "the same base without adaptation",
-    "scratch": "the same network trained from random weights on robot B alone",
-    "mean_action": "always doing the mean demonstrated action",
-    "no_motion": "not moving",
-}
+from spatialvla_ft.viz.bars import Bar, bars
+from spatialvla_ft.viz.gate import Verdict, judge
+from spatialvla_ft.viz.html import absent, escape, paragraph, section, table
+from spatialvla_ft.viz.numbers import NBSP, count, interval, percent
+from spatialvla_ft.viz.run_files import BASELINES, OPTIONAL, POLICIES, RunFiles
+from spatialvla_ft.viz.scenes import Scenes, failing, swapped
 
 
-def summary(run: RunFiles) -> str:
-    """Three sentences and the verdict of the gate."""
-    gate = judge(run.outcomes)
+def lead(run: RunFiles) -> str:
+    """What was done and what came of it, in two or three sentences."""
     adapted = next(iter(run.outcomes.get("adapted", ())), None)
     if adapted is None:
-        first = "The adapted policy was not evaluated in this run."
-    else:
-        moving = adapted.settings.get("camera_mode") == "random"
-        first = (
-            "A small spatial vision-language-action model, pre-trained on demonstrations of one "
-            "simulated robot (A) and adapted with LoRA to a second one (B), solved "
-            f"<strong>{count(adapted)} episodes ({percent(adapted.rate)}, 95{NBSP}% interval "
-            f"{interval(adapted)})</strong> of the task “{escape(adapted.task)}” on robot B, seen "
-            "by one calibrated camera"
-            + (" that stands somewhere else in every episode." if moving else ".")
-        )
-    clauses = [
-        f"{meaning} {count(o)} ({interval(o)}{_difference(o, adapted)})"
-        for name, meaning in _CLAUSES.items()
-        for o in run.outcomes.get(name, ())[:1]
-    ]
-    second = f"For comparison: {'; '.join(clauses)}." if clauses else "No baseline was evaluated."
-    third = "Success is counted in closed loop: the policy acts and the physics answers"
-    if adapted is None or adapted.task == "touch":
-        third += (
-            f"; an episode is solved if within {get_task('touch').seconds:g}{NBSP}s the "
-            f"fingertips touch the block or come within {100 * TOUCH_DISTANCE:g}{NBSP}cm of it"
-        )
-    third += "."
-    if gate.passed:
-        text = f"<strong>Gate passed.</strong> The rule: {RULE}."
-    else:
-        reasons = "; ".join(escape(reason) for reason in gate.reasons)
-        text = f"<strong>Gate NOT passed.</strong> The rule: {RULE}. Here {reasons}."
-    missing = ""
-    if run.missing:
-        listed = "".join(
-            f"<li><code>{escape(name)}</code> ({escape(meaning)})</li>"
-            for name, meaning in run.missing.items()
-        )
-        missing = f'<div class="missing">Missing from this run: <ul>{listed}</ul></div>'
-    return (
-        paragraph(f"{first} {second} {third}", kind="lead")
-        + paragraph(text, kind="verdict good" if gate.passed else "verdict")
-        + missing
+        return paragraph("The adapted policy was not evaluated in this run.", kind="lead")
+    counts = adapted.settings["distractors"]
+    few, many = 1 + min(counts), 1 + max(counts)
+    among = "" if many == 1 else f" among {few} to {many}" if few < many else f" among {many}"
+    moving = adapted.settings.get("camera_mode") == "random"
+    text = (
+        "A small vision-language-action model with spatial encoding learnt from demonstrations of "
+        "one simulated robot (A), and was adapted with LoRA to another (B). Told to "
+        f"“{escape(get_task(adapted.task).instruction('…', '…'))}”{among}, seen by one calibrated "
+        f"camera{' that stands somewhere else every time' * moving}, it solves <strong>"
+        f"{count(adapted.solved)} scenes</strong> on robot B"
     )
+    for base in run.outcomes.get("unadapted", ())[:1]:
+        text += f"; without adaptation it solves {count(base.solved)}{_difference(base, adapted)}"
+    return paragraph(f"{text}.", kind="lead")
 
 
-def _difference(outcome: ClosedLoop, adapted: ClosedLoop | None) -> str:
-    same = ("robot", "task", "settings")
-    if adapted is None or all(getattr(outcome, k) == getattr(adapted, k) for k in same):
+def missing(run: RunFiles) -> str:
+    """Files that the run lacks; empty if it is whole."""
+    if not run.missing:
         return ""
-    return ", under other conditions"
-
-
-def stages(run: RunFiles) -> str:
-    """What was run, with times."""
-    if run.timings is None:
-        return section("What was done", absent(["timings.json"]))
-    rows = [
-        [
-            escape(str(entry["stage"])),
-            f"<code>{escape(str(entry.get('command', '')))}</code>",
-            seconds(entry["seconds"]),
-        ]
-        for entry in run.timings
-    ]
-    total = sum(entry["seconds"] for entry in run.timings)
-    rows.append(
-        ["<strong>all stages, one after another</strong>", "", f"<strong>{seconds(total)}</strong>"]
+    listed = "".join(
+        f"<li><code>{escape(name)}</code> ({escape(meaning)})</li>"
+        for name, meaning in run.missing.items()
     )
-    return section(
-        "What was done",
-        paragraph(
-            "Every stage is a command that can be run by itself; times are wall clock. Two stages "
-            "run at a time, so the whole took less than their sum."
-        ),
-        table(["stage", "command", "time"], rows, text_columns=2),
-    )
+    return f'<div class="missing">Missing from this run: <ul>{listed}</ul></div>'
 
 
-def success(run: RunFiles) -> str:
-    """Closed-loop success: chart and table."""
-    rows = [_row(name, o) for name in POLICIES for o in run.outcomes.get(name, ())]
-    gone = absent(f"eval/{n}.json" for n in POLICIES if n not in run.outcomes)
+def success(run: RunFiles, scenes: Scenes) -> str:
+    """Verdict, chart and table of closed-loop success, and an episode that failed."""
+    rows = _each(run)
+    gone = absent(f"eval/{n}.json" for n in POLICIES if f"eval/{n}.json" in run.missing)
+    verdict = _verdict(judge(run.outcomes))
     if not rows:
-        return section("Success in closed loop", gone)
-    head = ["policy", "robot", "task", "solved", "rate", "Wilson 95 % interval"]
-    head += ["wrong object", "actions per episode"]
+        return section("Success in closed loop", gone, verdict)
+    head = ["policy", "robot", "task", "training seed", "solved", "rate", "Wilson 95 % interval"]
+    head += ["actions per episode"]
+    cells = [
+        [
+            _named(name),
+            escape(o.robot),
+            escape(o.task),
+            escape(run.seed(name).removeprefix("training seed ")) or "–",
+            f"{o.successes}/{o.episodes}",
+            percent(o.rate),
+            interval(o.solved),
+            f"{o.mean_steps:.1f}",
+        ]
+        for name, o in rows
+    ]
     return section(
         "Success in closed loop",
         gone,
-        picture(
-            figure_uri(plot_success(run.outcomes)), "Bar chart of the success rates below",
-            "Bars: share of episodes solved. Whiskers: Wilson 95 % interval. Labels: solved / "
-            "evaluated episodes.",
-        ),
-        table(head, rows, text_columns=3),
+        paragraph(f"The policy acts and the physics answers. {_solved_when(rows[0][1].task)}"),
+        _chart(run, lambda outcome: outcome.solved),
+        paragraph("Bars: share of scenes solved. Whiskers: Wilson 95 % interval.", kind="soft"),
+        verdict,
+        table(head, cells, text_columns=4),
         paragraph(
-            "Solved and wrong object count episodes; wrong object means that the episode ended at "
-            "a block that was not named, which cannot happen where there is one block. Actions per "
-            "episode is the mean over all episodes, solved or not. The interval holds the chance "
-            "of the drawn episodes alone, not the chance of training again with another seed.",
+            "Actions per episode is the mean over all episodes, solved or not. An interval holds "
+            "the chance of the drawn episodes alone, not that of training again: another training "
+            "seed may land outside it.",
             kind="soft",
         ),
         paragraph(_settings(run.outcomes), kind="soft"),
-    )  # fmt: skip
+        failing(scenes),
+    )
 
 
-def _row(name: str, outcome: ClosedLoop) -> list[str]:
-    return [
-        escape(POLICIES[name]) + (" (baseline)" if name in BASELINES else ""),
-        escape(outcome.robot),
-        escape(outcome.task),
-        f"{outcome.successes}/{outcome.episodes}",
-        percent(outcome.rate),
-        interval(outcome),
-        f"{outcome.wrong_objects}/{outcome.episodes}",
-        f"{outcome.mean_steps:.1f}",
+def words(run: RunFiles, scenes: Scenes) -> str:
+    """Wrong objects, and the same scenes with the other word."""
+    title = "Does it follow the words?"
+    rows = _each(run)
+    if not any(max(o.settings["distractors"]) for _, o in rows):
+        return section(
+            title,
+            paragraph("Only one block stood on the table, so the words carried no choice."),
+        )
+    parts = [
+        "<h3>Wrong block</h3>",
+        paragraph(
+            "An episode ends when a block is touched that was not named. Scenes with one block "
+            "count too, and cannot end so."
+        ),
+        _chart(run, lambda outcome: outcome.wrong),
     ]
+    tried = [(name, outcome, outcome.swap) for name, outcome in rows if outcome.swap is not None]
+    if tried:
+        chances = {swap.chance for _, _, swap in tried}
+        head = ["policy", "scenes", "solved with the other word", "wrong block", "followed both"]
+        cells = [
+            [
+                _named(name),
+                str(swap.episodes),
+                f"{percent(swap.solved.rate)} ({interval(swap.solved)})",
+                f"{percent(swap.wrong.rate)} ({interval(swap.wrong)})",
+                f"{percent(swap.follows.rate)} ({interval(swap.follows)})",
+            ]
+            for name, _, swap in tried
+        ]
+        followed = [Bar(POLICIES[n], run.seed(n), swap.follows, _kind(n)) for n, _, swap in tried]
+        parts += [
+            "<h3>The same scene, the other word</h3>",
+            paragraph(
+                "Every scene with a second block was run once more, and the instruction named that "
+                "one. Shown: scenes in which <em>each</em> of the two words led to the block that "
+                "it names. A policy that does not read ends at the same block both times, and "
+                "follows in none."
+            ),
+            swapped(scenes),
+            bars(
+                followed,
+                mark=min(chances),
+                marked=f"by chance {percent(min(chances))}: one of the blocks, picked anew each "
+                "time",
+            ),
+            table(head, cells),
+        ]
+    else:
+        parts.append(paragraph("The same scenes with the other word were not tried.", kind="soft"))
+    return section(title, *parts)
+
+
+def _each(run: RunFiles) -> list[tuple[str, ClosedLoop]]:
+    return [(name, o) for name in POLICIES for o in run.outcomes.get(name, ())]
+
+
+def _chart(run: RunFiles, share: Callable[[ClosedLoop], Share]) -> str:
+    rows = _each(run)
+    tasks = {outcome.task for _, outcome in rows}
+    return bars(
+        [
+            Bar(
+                POLICIES[name] + (f", {outcome.task}" if len(tasks) > 1 else ""),
+                run.seed(name),
+                share(outcome),
+                _kind(name),
+            )
+            for name, outcome in rows
+        ]
+    )
+
+
+def _kind(name: str) -> str:
+    if name in BASELINES:
+        return "baseline"
+    return "other" if name in ("base_on_a", *OPTIONAL) else "own"
+
+
+def _named(name: str) -> str:
+    role = " (baseline)" if name in BASELINES else " (ablation)" if name in OPTIONAL else ""
+    return escape(POLICIES[name]) + role
+
+
+def _verdict(verdict: Verdict) -> str:
+    headline, *conditions = verdict.sentences
+    listed = "".join(
+        f'<li class="{"" if condition.holds else "failed"}">{escape(text)}</li>'
+        for condition, text in zip(verdict.conditions, conditions, strict=True)
+    )
+    kind = "verdict good" if verdict.passed else "verdict"
+    return f'<div class="{kind}"><strong>{escape(headline)}</strong><ul>{listed}</ul></div>'
+
+
+def _solved_when(task: str) -> str:
+    if task != "touch":
+        return ""
+    return (
+        f"A scene is solved if within {get_task('touch').seconds:g}{NBSP}s the fingertips touch "
+        f"the named block or come within {100 * TOUCH_DISTANCE:g}{NBSP}cm of it, and no other "
+        "block before it."
+    )
+
+
+def _difference(outcome: ClosedLoop, adapted: ClosedLoop) -> str:
+    same = ("robot", "task", "settings")
+    if all(getattr(outcome, key) == getattr(adapted, key) for key in same):
+        return ""
+    return ", under other conditions"
 
 
 def _settings(outcomes: Mapping[str, list[ClosedLoop]]) -> str:
@@ -159,126 +214,3 @@ def _settings(outcomes: Mapping[str, list[ClosedLoop]]) -> str:
         for text, names in groups.items()
     ]
     return "Conditions: " + escape("; ".join(parts)) + "."
-
-
-def training(run: RunFiles) -> str:
-    """Loss curves and their last values."""
-    gone = absent(f"{n}/metrics.jsonl" for n in TRAININGS if n not in run.metrics)
-    if not run.metrics:
-        return section("Training", gone)
-    rows = []
-    for name, label in TRAININGS.items():
-        if name not in run.metrics:
-            continue
-        lines = run.metrics[name]
-        steps = max((line["step"] for line in lines), default=0)
-        speed = series(lines, "samples_per_second")[1]
-        last = {key: series(lines, f"validation/{key}")[1] for key in _VALIDATED}
-        rows.append(
-            [escape(label), f"{steps:,}", f"{speed.mean():.0f}" if len(speed) else "–"]
-            + [style(v[-1]) if len(v) else "–" for (_, style), v in zip(
-                _VALIDATED.values(), last.values(), strict=True)]
-        )  # fmt: skip
-    return section(
-        "Training",
-        gone,
-        picture(
-            figure_uri(plot_losses(run.metrics)), "Loss curves",
-            "Loss against optimiser steps, logarithmic axis. Strong lines: training loss, moving "
-            "average of the logged batches (faint). Dashed: the same loss on held-out episodes. "
-            "The two panels have different action grids, so their losses do not compare.",
-        ),
-        table(["training", "steps", "samples/s, mean", *(n for n, _ in _VALIDATED.values())], rows),
-        paragraph("Held out: episodes never trained on; values after the last step.", kind="soft"),
-    )  # fmt: skip
-
-
-_VALIDATED = {
-    "loss": ("held-out loss (nats/token)", "{:.2f}".format),
-    "accuracy/translation": ("translation tokens right", percent),
-    "accuracy/rotation": ("rotation tokens right", percent),
-    "accuracy/gripper": ("gripper tokens right", percent),
-}
-
-
-def open_loop(run: RunFiles) -> str:
-    """Errors on recorded steps, per dimension."""
-    gone = absent(n for n in run.missing if n.startswith("open_loop/"))
-    parts = [gone]
-    if run.open_loop:
-        first = next(iter(run.open_loop.values()))
-        head = ["mean |error| of"]
-        head += [
-            escape(name) + ("" if unit in ("", "1") else f" ({escape(unit)})")
-            for name, unit in zip(first["names"], first["units"], strict=True)
-        ]
-        rows = [
-            [f"{escape(POLICIES[name])}", *(f"{v:.4f}" for v in result["l1"]["model"])]
-            for name, result in run.open_loop.items()
-        ]
-        rows += [
-            [escape(policy), *(f"{v:.4f}" for v in values)]
-            for policy, values in first["l1"].items()
-            if policy != "model"
-        ]
-        shares = [
-            [escape(POLICIES[name]), f"{result['frames']:,}", escape(str(result["dataset"]))]
-            + [percent(v) for v in result["token_accuracy"].values()]
-            for name, result in run.open_loop.items()
-        ]
-        types = [f"{escape(kind)} tokens right" for kind in first["token_accuracy"]]
-        parts += [
-            table(head, rows),
-            table(["policy", "steps predicted", "recorded in", *types], shares),
-        ]
-    parts.append(
-        paragraph(
-            "Mean absolute difference between predicted and recorded actions, over the predicted "
-            "steps, in the robot's units per action; tokens right is the share of predicted tokens "
-            "that equal the recorded action's. Open loop proves little alone: a policy can be "
-            "close on average and still miss every object, and recorded steps may come from "
-            "episodes that were trained on. Read it beside the success above."
-        )
-    )
-    return section("Open loop: error on recorded steps", *parts)
-
-
-def export(run: RunFiles) -> str:
-    """Whether the exported checkpoint is the trained model."""
-    if run.export_check is None:
-        return section("Export", absent(["export_check.json"]))
-    rows = [[escape(key.replace("_", " ")), _value(v)] for key, v in run.export_check.items()]
-    parts = [
-        paragraph(
-            "The adapter is merged, written as a checkpoint folder and loaded again by a fresh "
-            "process; both models then answer the same stored inputs."
-        ),
-        table(["what", "value"], rows),
-    ]
-    pair = [run.outcomes.get(name, [None])[0] for name in ("adapted", "exported")]
-    if all(o is not None and o.results for o in pair):
-        ended = [{r.seed: (r.success, r.steps) for r in o.results} for o in pair if o]
-        shared = ended[0].keys() & ended[1].keys()
-        same = sum(ended[0][seed] == ended[1][seed] for seed in shared)
-        parts.append(
-            paragraph(
-                f"In closed loop, {same} of {len(shared)} episodes with the same seed ended the "
-                "same way after the same number of actions with the trained and with the exported "
-                "model."
-            )
-        )
-    return section("Export", *parts)
-
-
-def environment(run: RunFiles) -> str:
-    """Versions and hardware."""
-    if run.environment is None:
-        return section("Environment", absent(["environment.json"]))
-    rows = [[escape(key), _value(value)] for key, value in run.environment.items()]
-    return section("Environment", table(["what", "value"], rows, text_columns=2))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return escape(str(value))

@@ -17,18 +17,33 @@ POLICIES = {
     "scratch": "From scratch on B",
     "adapted": "Adapted (LoRA)",
     "exported": "Adapted, exported",
+    "no_ego3d": "Without Ego3D",
 }
 """Closed-loop results, by the name of their file in eval/, and how the report calls them."""
+OPTIONAL = ("no_ego3d",)
+"""Not missed where they are not there."""
 BASELINES = ("no_motion", "mean_action", "unadapted", "scratch")
 """What the adapted policy must beat."""
 TRAININGS = {
     "base": "base, on robot A",
     "adapt": "adapted to B (LoRA)",
     "scratch": "from scratch on B",
+    "no_ego3d": "without Ego3D",
 }
+TRAINED_BY = {
+    "base_on_a": ("base",),
+    "unadapted": ("base",),
+    "scratch": ("scratch",),
+    "adapted": ("base", "adapt"),
+    "exported": ("base", "adapt"),
+    "no_ego3d": ("no_ego3d",),
+}
+"""Trainings behind a policy; none behind the others."""
 OPEN_LOOPS = ("adapted", "unadapted", "scratch")
 GRIDS = {"robot_a": "robot A", "robot_b": "robot B"}
 CONFIG = "export/config.json"
+WALL = "wall_seconds"
+"""Of environment.json: from the first stage to the report; only where one go ran them all."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class RunFiles:
         folder: of the run.
         outcomes: closed loop, {name of POLICIES: one result per task}.
         open_loop, metrics: by name; metrics are the lines of metrics.jsonl.
+        seeds: of the trainings whose result says it.
         grids: {name: picture}.
         config, export_check, environment, timings: content of the files, or None.
         missing: {file: what it would have held}.
@@ -48,12 +64,24 @@ class RunFiles:
     outcomes: dict[str, list[ClosedLoop]]
     open_loop: dict[str, dict[str, Any]]
     metrics: dict[str, list[dict[str, Any]]]
+    seeds: dict[str, int]
     grids: dict[str, Path]
     config: dict[str, Any] | None
     export_check: dict[str, Any] | None
     environment: dict[str, Any] | None
     timings: list[dict[str, Any]] | None
     missing: dict[str, str]
+
+    def seed(self, policy: str) -> str:
+        """Of the trainings behind a policy, in words; empty where there are none."""
+        trainings = TRAINED_BY.get(policy, ())
+        if not trainings:
+            return ""
+        seeds = [str(self.seeds.get(name, "not recorded")) for name in trainings]
+        if len(set(seeds)) == 1:
+            return f"training seed {seeds[0]}"
+        each = (f"{s} ({name})" for s, name in zip(seeds, trainings, strict=True))
+        return f"training seeds {', '.join(each)}"
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -92,6 +120,9 @@ def read_run(folder: Path) -> RunFiles:
     grids = all_found(
         {k: (f"grids/{k}.png", f"picture of the action grid of {r}") for k, r in GRIDS.items()}
     )
+    for name in OPTIONAL:
+        missing.pop(f"eval/{name}.json", None)
+        missing.pop(f"{name}/metrics.jsonl", None)
     config = found(CONFIG, "configuration of the exported checkpoint")
     check = found("export_check.json", "comparison of the export with the trained model")
     environment = found("environment.json", "versions and hardware")
@@ -105,6 +136,7 @@ def read_run(folder: Path) -> RunFiles:
         outcomes={key: _outcomes(path) for key, path in evaluations.items()},
         open_loop={key: _object(path) for key, path in open_loop.items()},
         metrics={key: _lines(path) for key, path in metrics.items()},
+        seeds={key: seed for key in TRAININGS if (seed := _seed(folder / key)) is not None},
         grids=grids,
         config=None if config is None else _object(config),
         export_check=None if check is None else _object(check),
@@ -161,6 +193,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}:{number} is no valid JSON ({error})") from None
     return lines
+
+
+def _seed(training: Path) -> int | None:
+    """Seed of a training, if its result says it."""
+    path = training / "final" / "trained.json"
+    return _object(path).get("recipe", {}).get("seed") if path.is_file() else None
 
 
 def _timings(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from PIL import Image
 SETTINGS = {
     "image_size": 32,
     "camera_mode": "random",
-    "distractors": 0,
+    "distractors": [0, 1, 1, 2, 2],
     "first_seed": 1000,
 }
 SOLVED = {
@@ -21,37 +21,62 @@ SOLVED = {
     "mean_action": 1,
     "unadapted": 3,
     "scratch": 12,
-    "adapted": 37,
-    "exported": 36,
+    "adapted": 48,
+    "exported": 47,
 }
 STILL = [[0.0] * 7] * 80
 """Robot B gets 8 s at 10 Hz for touching, so standing still ends there, unsolved."""
 
 
-def result(name: str, successes: int, episodes: int = 50, **changes: Any) -> dict[str, Any]:
-    """A closed-loop result whose first episode failed after 80 actions without motion."""
-    ended = [
+def episodes(count: int, solved: int, wrong: int = 0) -> list[dict[str, Any]]:
+    """Results whose last ones are solved, and whose first ones end at a wrong block."""
+    return [
         {
             "seed": 1000 + i,
             "instruction": "touch the red block",
-            "success": i >= episodes - successes,
-            "wrong_object": False,
+            "success": i >= count - solved,
+            "wrong_object": i < wrong,
             "steps": 80,
         }
-        for i in range(episodes)
+        for i in range(count)
     ]
+
+
+def result(
+    name: str, successes: int, episodes_: int = 50, wrong: int = 0, **changes: Any
+) -> dict[str, Any]:
+    """A closed-loop result whose first episode failed after 80 actions without motion."""
     return {
         "policy": name,
         "robot": "robot_a" if name == "base_on_a" else "robot_b",
         "task": "touch",
-        "episodes": episodes,
+        "episodes": episodes_,
         "successes": successes,
-        "wrong_objects": 0,
+        "wrong_objects": wrong,
         "mean_steps": 61.25,
         "settings": dict(SETTINGS),
-        "results": ended,
-        "traces": {"1000": STILL} if name in ("adapted", "unadapted") else {},
+        "results": episodes(episodes_, successes, wrong),
+        "traces": {"1000": STILL, "1001": STILL} if name in ("adapted", "unadapted") else {},
+        "swap": swap(40, 38) if name == "adapted" else None,
         **changes,
+    }
+
+
+def swap(count: int, solved: int, wrong: int = 0) -> dict[str, Any]:
+    """The scenes with a distractor of a result that solved its last ones, the other word said."""
+    scenes = [r for r in episodes(50, 48) if r["seed"] % 5]
+    for i, scene in enumerate(scenes):
+        scene["instruction"] = "touch the blue block"
+        scene["success"], scene["wrong_object"] = i >= count - solved, i < wrong
+    followed = sum(r["success"] and r["seed"] >= 1002 for r in scenes)
+    return {
+        "episodes": count,
+        "successes": solved,
+        "wrong_objects": wrong,
+        "followed": followed,
+        "chance": 0.18,
+        "results": scenes,
+        "traces": {"1001": STILL},
     }
 
 
@@ -86,6 +111,7 @@ def write_run(folder: Path) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / name / "metrics.jsonl").write_text(text)
+        write_json(folder / name / "final/trained.json", {"recipe": {"seed": 4}})
     (folder / "grids").mkdir()
     for name in ("robot_a", "robot_b"):
         Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(folder / f"grids/{name}.png")
@@ -101,5 +127,6 @@ def write_run(folder: Path) -> Path:
             {"stage": "adapt", "seconds": 42.25, "command": "spatialvla-ft train adapt.yaml"},
         ],
     )
-    write_json(folder / "environment.json", {"python": "3.12.3", "cores": 2})
+    facts = {"python": "3.12.3", "cores": 2, "wall_seconds": 140.4}
+    write_json(folder / "environment.json", facts)
     return folder
