@@ -109,7 +109,7 @@ def _stages(runs: Path, seed: int) -> list[Stage]:
     """The main job, in the order in which it is started.
 
     The longest way leads from robot A's demonstrations over the base to the adapted policy; all
-    else runs beside it.
+    else runs beside it and gives way.
     """
     data = runs / "data"
     robot_a, robot_b = (data / f"robot_{x}_touch" / "1.0.0" for x in "ab")
@@ -127,6 +127,7 @@ def _stages(runs: Path, seed: int) -> list[Stage]:
             "train a small base on robot A",
             _train("quickstart_base.yaml", runs / "base", robot_a, seed),
             ("record_a",),
+            first=True,
         ),
         Stage(
             "record_b",
@@ -191,6 +192,7 @@ def _stages(runs: Path, seed: int) -> list[Stage]:
                 f"grid.file={runs / 'grids' / 'robot_b.json'}",
             ),
             ("base", "grid_b"),
+            first=True,
         ),
         Stage(
             "eval_unadapted",
@@ -215,18 +217,21 @@ def _stages(runs: Path, seed: int) -> list[Stage]:
             "evaluate on B: the adapted policy, also told the other colour",
             _sim(runs, "adapted", checkpoint=adapted, swap=True),
             ("adapt",),
+            first=True,
         ),
         Stage(
             "export",
             "merge the adapter and export a checkpoint",
             ("export", str(adapted), "--out", str(export), "--dataset", str(test_b)),
             ("adapt", "record_b_test"),
+            first=True,
         ),
         Stage(
             "eval_exported",
             "evaluate on B: the exported checkpoint",
             _sim(runs, "exported", checkpoint=export),
             ("export",),
+            first=True,
         ),
         Stage(
             "verify",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,12 +24,14 @@ class Stage:
         title: what it does, for people.
         arguments: of `spatialvla-ft`.
         needs: names of stages that must have ended.
+        first: nothing else is waited for as long; the others give way to it where cores are few.
     """
 
     name: str
     title: str
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    first: bool = False
 
     @property
     def command(self) -> str:
@@ -110,9 +113,11 @@ class StageRunner:
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "PYTHONUNBUFFERED": "1",
         }
+        nice = None if stage.first else shutil.which("nice")
+        give_way = [] if nice is None else [nice, "-n", "5"]
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "spatialvla_ft_cli", *stage.arguments],
+                [*give_way, sys.executable, "-m", "spatialvla_ft_cli", *stage.arguments],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 
 import pytest
@@ -149,3 +151,16 @@ def test_every_training_of_the_quickstart_has_the_seed(tmp_path):
     trained = [stage for stage in _stages(tmp_path, 7) if stage.arguments[0] == "train"]
     assert [stage.name for stage in trained] == ["base", "scratch", "adapt"]
     assert all("seed=7" in stage.arguments for stage in trained)
+
+
+def test_what_is_not_waited_for_gives_way(tmp_path):
+    told = {}
+    if shutil.which("nice") is None:
+        pytest.skip("this system has no nice")
+    for first in (True, False):
+        runner = StageRunner(tmp_path / str(first))
+        started = runner._start(Stage("help", "", ("--help",), first=first))
+        time.sleep(0.3)  # `nice` has become the stage by then
+        told[first] = os.getpriority(os.PRIO_PROCESS, started.process.pid)
+        started.process.wait()
+    assert told[False] == told[True] + 5
