@@ -23,7 +23,7 @@ MOST_BYTES = 1_000_000
 SIDES = (384, 336, 288, 240, 192)
 """Pixels a side of one picture; the first that fits is taken."""
 KINDS = {".webp": {"quality": 70, "method": 6}, ".gif": {"optimize": True, "disposal": 1}}
-GIF_COLOURS = 128
+GIF_COLOURS = 255
 GIF_HZ = 8.0
 """A GIF shows no more frames per second than this: each costs a lot."""
 
@@ -38,8 +38,9 @@ def thinned(film: Film, hz: float) -> Film:
 
 def few_colours(film: Film) -> Film:
     """The same in colours that all frames share: else a GIF flickers, and nothing stays still."""
-    middle = Image.fromarray(film.frames[len(film.frames) // 2])
-    palette = middle.quantize(GIF_COLOURS, dither=Image.Dither.NONE)
+    some = film.frames[[0, len(film.frames) // 3, 2 * len(film.frames) // 3, -1]]
+    sheet = Image.fromarray(some.reshape(-1, *some.shape[2:]))
+    palette = sheet.quantize(GIF_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     frames = film.frames.copy()
     for frame in frames:
         few = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)

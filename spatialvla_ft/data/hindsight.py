@@ -44,7 +44,7 @@ class Gripping:
 
     Attributes:
         closed_below, open_above: thresholds, 0 closed to 1 open; between them nothing changes.
-        steady: shorter states are taken for noise, except at the end of an episode.
+        steady: steps; shorter states are taken for noise, except at both ends of an episode.
     """
 
     closed_below: float = CLOSED_BELOW
@@ -100,14 +100,10 @@ def closed_steps(opening: Float[np.ndarray, " T"], how: Gripping) -> Bool[np.nda
     at = np.maximum(np.searchsorted(decided, np.arange(count), side="right") - 1, 0)
     closed = opening[decided[at]] < how.closed_below
     starts = [0, *(np.flatnonzero(closed[1:] != closed[:-1]) + 1).tolist(), count]
-    lasting = [
-        (start, stop)
-        for start, stop in itertools.pairwise(starts)
-        if stop - start >= how.steady or stop == count
-    ]
-    found = np.full(count, closed[lasting[0][0]])
-    for start, _ in lasting:
-        found[start:] = closed[start]
+    found = closed.copy()
+    for start, stop in itertools.pairwise(starts):
+        lasts = stop - start >= how.steady or start == 0 or stop == count
+        found[start:] = closed[start] if lasts else found[start - 1]
     return found
 
 

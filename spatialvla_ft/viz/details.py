@@ -81,8 +81,9 @@ def held_out(name: str, lines: Sequence[Mapping[str, Any]]) -> str:
     since = int((losses > (1 + FLAT) * losses[-1]).sum())  # validations before it was flat
     if since < len(losses) - 1:
         return (
-            f"{subject} stays within {FLAT:.0%} of {losses[-1]:.2f} from step "
-            f"{steps[since]:,.0f} on: more steps on these episodes teach it little."
+            f"{subject} stays within {percent(FLAT)} of {losses[-1]:.2f} from step "
+            f"{steps[since]:,.0f} on. It counts exact tokens, to which a neighbour, often as good, "
+            "is as wrong as any other: success in closed loop may still have risen."
         )
     return ""
 
@@ -149,7 +150,9 @@ def against_mean(name: str, result: Mapping[str, Any]) -> str:
             "It says the most likely token, and where an action hardly depends on what is seen, "
             "the mean is closer on average than any such guess."
         )
-    return f"{escape(POLICIES[name])} is further off than the mean action in {_list(worse)}. {why}"
+    return (
+        f"“{escape(POLICIES[name])}” is further off than the mean action in {_list(worse)}. {why}"
+    )
 
 
 def _list(names: Sequence[str]) -> str:

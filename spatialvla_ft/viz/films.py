@@ -69,7 +69,7 @@ def _drawn(panel: Panel, step: int) -> Image.Image:
     replay = panel.replay
     last = len(replay.frames) - 1
     scene = Image.fromarray(replay.frames[min(step, last)])
-    font = ImageFont.load_default(size=max(11, scene.height // 18))
+    font = ImageFont.load_default(size=max(11, scene.height // 15))
     head = round(1.7 * font.size)
     picture = Image.new("RGB", (scene.width, head + scene.height), LIGHT)
     picture.paste(scene, (0, head))

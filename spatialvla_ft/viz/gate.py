@@ -106,15 +106,15 @@ def _conditions(
                 baseline is not None and baseline.rate <= MOST_UNADAPTED,
             )
         rule = (
-            f"the adapted policy's interval begins at least {100 * LEAST_LEAD:.0f} points above "
-            f"the end of that of “{POLICIES[name]}”"
+            f"its interval begins at least {100 * LEAST_LEAD:.0f} points above the end of that of "
+            f"“{POLICIES[name]}”"
         )
         if baseline is None:
             yield Condition(rule, trouble, False)
             continue
         low, high = adapted.interval[0], baseline.interval[1]
         where = f"{abs(100 * (low - high)):.0f} points {'above' if low >= high else 'BELOW'}"
-        found = f"it begins at {percent(low)}, {where} {percent(high)} ({count(baseline.solved)})"
+        found = f"{percent(low)} is {where} {percent(high)} ({count(baseline.solved)})"
         yield Condition(rule, found, low - high >= LEAST_LEAD)
 
 

@@ -25,8 +25,8 @@ def lead(run: RunFiles) -> str:
     among = "" if many == 1 else f" among {few} to {many}" if few < many else f" among {many}"
     moving = adapted.settings.get("camera_mode") == "random"
     text = (
-        "A small vision-language-action model with spatial encoding learnt from demonstrations of "
-        "one simulated robot (A), and was adapted with LoRA to another (B). Told to "
+        "A small vision-language-action model that sees in space learnt from demonstrations of one "
+        "simulated robot (A), and was then adapted with LoRA to another (B). Told to "
         f"“{escape(get_task(adapted.task).instruction('…', '…'))}”{among}, seen by one calibrated "
         f"camera{' that stands somewhere else every time' * moving}, it solves <strong>"
         f"{count(adapted.solved)} scenes</strong> on robot B"
@@ -206,7 +206,7 @@ def _settings(outcomes: Mapping[str, list[ClosedLoop]]) -> str:
     for name, results in outcomes.items():
         for o in results:
             text = ", ".join(
-                f"{key.replace('_', ' ')} {value}" for key, value in o.settings.items()
+                f"{key.replace('_', ' ')} {_setting(value)}" for key, value in o.settings.items()
             )
             groups.setdefault(text, []).append(POLICIES[name])
     parts = [
@@ -214,3 +214,7 @@ def _settings(outcomes: Mapping[str, list[ClosedLoop]]) -> str:
         for text, names in groups.items()
     ]
     return "Conditions: " + escape("; ".join(parts)) + "."
+
+
+def _setting(value: object) -> str:
+    return "/".join(map(str, value)) if isinstance(value, list) else str(value)

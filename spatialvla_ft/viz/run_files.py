@@ -10,14 +10,14 @@ from typing import Any
 from spatialvla_ft.evaluation.outcome import ClosedLoop
 
 POLICIES = {
-    "base_on_a": "Base, on its own robot A",
-    "no_motion": "No motion",
-    "mean_action": "Mean action",
-    "unadapted": "Base, not adapted",
-    "scratch": "From scratch on B",
     "adapted": "Adapted (LoRA)",
     "exported": "Adapted, exported",
+    "unadapted": "Base, not adapted",
+    "scratch": "From scratch on B",
+    "mean_action": "Mean action",
+    "no_motion": "No motion",
     "no_ego3d": "Without Ego3D",
+    "base_on_a": "Base, on its own robot A",
 }
 """Closed-loop results, by the name of their file in eval/, and how the report calls them."""
 OPTIONAL = ("no_ego3d",)

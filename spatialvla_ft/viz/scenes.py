@@ -188,11 +188,10 @@ def failing(scenes: Scenes) -> str:
     if not scenes.has("failure"):
         return ""
     replay = scenes.replays["failure"]
-    caption = (
-        "Where it fails: the first kept episode that the adapted policy did not solve. "
-        f"{_faithful([replay])}"
+    caption = f"The first kept episode that the adapted policy did not solve. {_faithful([replay])}"
+    return "<h3>Where it fails</h3>" + _film(
+        [Panel(f"“{replay.instruction}”", replay)], caption, stills=False, kind="small"
     )
-    return _film([Panel(f"“{replay.instruction}”", replay)], caption, stills=False, kind="small")
 
 
 def first_view(run: RunFiles, scenes: Scenes) -> str:

@@ -36,6 +36,27 @@ def wild_written(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def points_written(tmp_path_factory):
+    """Name -> version directory of the datasets of `points_checks`; not to be changed."""
+    from spatialvla_ft.sim.worker import Worker
+
+    with Worker("points_checks:write", tmp_path_factory.mktemp("points")) as writer:
+        return writer.recv()
+
+
+@pytest.fixture(scope="session")
+def pointed(points_written):
+    """A dataset with columns of points."""
+    return points_written["pointed"]
+
+
+@pytest.fixture(scope="session")
+def acted(points_written):
+    """A dataset of trajectories whose points in hindsight are known."""
+    return points_written["acted"]
+
+
 def _copy(written, name, place):
     target = place / name / "1.0.0"
     shutil.copytree(written / name / "1.0.0", target)

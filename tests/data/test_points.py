@@ -13,18 +13,14 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import DatasetError, build_index, load_cards, open_dataset
+from spatialvla_ft.data.annotate import Settings, find_points, segments
 from spatialvla_ft.data.lerobot.draft import draft_card
 from spatialvla_ft.data.lerobot.numbers import Moments
 from spatialvla_ft.data.lerobot.store import LeRobotStore
+from spatialvla_ft.data.rlds_store import RldsStore
 from spatialvla_ft.sim.worker import Worker
 
 RUN = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def pointed(tmp_path_factory):
-    with Worker("points_checks:write", tmp_path_factory.mktemp("points")) as writer:
-        return writer.recv()
 
 
 @pytest.fixture(scope="module")
@@ -220,16 +216,22 @@ def test_a_lerobot_draft_takes_points_by_name(trip, tmp_path):
     }
 
 
-def test_a_recording_holds_the_true_places(tmp_path):
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Directory of a touch and a place_on_top_of of the other robot."""
+    out = tmp_path_factory.mktemp("true")
     arguments = (
         f"data record --robot robot_b --task touch --task place_on_top_of --episodes 2 --seed 71 "
-        f"--out {tmp_path} --image-size 32 --distractors 2 --name true --json"
+        f"--out {out} --image-size 32 --distractors 2 --name true --json"
     )
     done = RUN.invoke(app, arguments.split())
     assert done.exit_code == 0, done.output
-    path = Path(json.loads(done.stdout)["path"])
-    index = build_index(path)
-    assert load_cards(path / "card.yaml")["true"].points == {
+    return Path(json.loads(done.stdout)["path"])
+
+
+def test_a_recording_holds_the_true_places(recorded):
+    index = build_index(recorded)
+    assert load_cards(recorded / "card.yaml")["true"].points == {
         "target_point": "target_point",
         "reference_point": "reference_point",
     }
@@ -249,3 +251,27 @@ def test_a_recording_holds_the_true_places(tmp_path):
             )
             assert np.linalg.norm(named - reference, axis=1).min() > 0.02
             assert np.ptp(named, axis=0).max() > 0.05  # it is carried
+
+
+def test_hindsight_comes_near_the_true_places(recorded):
+    index = build_index(recorded)
+    card = load_cards(recorded / "card.yaml")["true"]
+    points, account = find_points(RldsStore(index), card, Settings())
+    assert (account.found, account.closings, account.releases, account.ends) == (2, 1, 1, 1)
+    assert 0.7 < account.followed.gain < 1.3
+    for number, found in enumerate(points):
+        truth = index.column("target_point", number)
+        first, *later = segments(found)
+        assert first == 0
+        error = np.linalg.norm(found[0] - truth[0])
+        sideways = np.linalg.norm(found[0, :2] - truth[0, :2])
+        if index.column("episode_metadata.task", number) == b"touch":
+            # The fingertips end at the top of the block, up to 15 mm before it.
+            assert later == []
+            assert sideways < 0.03
+            assert 0.005 < found[0, 2] - truth[0, 2] < 0.065
+        else:
+            assert error < 0.02
+            (released,) = later
+            assert np.linalg.norm(found[released] - truth[-1]) < 0.03
+            assert np.linalg.norm(found[released] - found[0]) > 0.05

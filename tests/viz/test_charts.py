@@ -70,7 +70,7 @@ def test_what_is_odd_about_a_held_out_loss():
     rises = held_out("adapt", validated(5.0, 3.0, 3.5))
     assert "“adapted to B (LoRA)” was lowest at step 200, 3.00, and ends at 3.50" in rises
     flat = held_out("scratch", validated(5.0, 3.05, 3.0, 3.01, 3.0))
-    assert "stays within 3% of 3.00 from step 200 on" in flat
+    assert "stays within 3\u00a0% of 3.00 from step 200 on" in flat
     assert "from step 100 on" in held_out("scratch", validated(3.02, 3.0, 3.01))
 
 
@@ -80,5 +80,5 @@ def test_where_the_open_loop_is_worse_than_the_mean():
 
     assert against_mean("adapted", result([1, 2, 3], [1, 2.5, 4])) == ""
     text = against_mean("adapted", result([1, 2, 3], [0.5, 2.5, 2]))
-    assert text.startswith("Adapted (LoRA) is further off than the mean action in x and yaw.")
+    assert text.startswith("“Adapted (LoRA)” is further off than the mean action in x and yaw.")
     assert "another robot" in against_mean("unadapted", result([1, 2, 3], [0.5, 1, 2]))

@@ -65,14 +65,14 @@ def test_intervals_must_lie_apart(run_dir, baseline, passes):
     if not passes:
         (reason,) = map(plain, found.reasons)
         assert reason == (
-            "the adapted policy's interval begins at least 25 points above the end of that of "
-            "“From scratch on B”; it begins at 96 %, 24 points above 72 % (63 of 100)"
+            "its interval begins at least 25 points above the end of that of “From scratch on B”; "
+            "96 % is 24 points above 72 % (63 of 100)"
         )
 
 
 def test_a_baseline_that_is_better(run_dir):
     (reason,) = map(plain, solving(run_dir, "mean_action", 100).reasons)
-    assert "it begins at 96 %, 4 points BELOW 100 % (100 of 100)" in reason
+    assert "96 % is 4 points BELOW 100 % (100 of 100)" in reason
 
 
 @pytest.mark.parametrize("solved", [20, 21])
