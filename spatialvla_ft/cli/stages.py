@@ -24,7 +24,8 @@ class Stage:
         title: what it does, for people.
         arguments: of `spatialvla-ft`.
         needs: names of stages that must have ended.
-        first: nothing else is waited for as long; the others give way to it where cores are few.
+        first: part of the longest way: it starts before the others that could, and they give way
+            to it where cores are few.
     """
 
     name: str
@@ -78,7 +79,7 @@ class StageRunner:
         running: list[_Running] = []
         try:
             while waiting or running:
-                for stage in list(waiting):
+                for stage in sorted(waiting, key=lambda stage: not stage.first):
                     if len(running) < self.parallel and set(stage.needs) <= done:
                         waiting.remove(stage)
                         running.append(self._start(stage))

@@ -164,3 +164,14 @@ def test_what_is_not_waited_for_gives_way(tmp_path):
         told[first] = os.getpriority(os.PRIO_PROCESS, started.process.pid)
         started.process.wait()
     assert told[False] == told[True] + 5
+
+
+def test_the_longest_way_starts_first(tmp_path):
+    """One at a time, and all could start: the order of the others is that of the list."""
+    stages = [
+        Stage("one", "", ("--help",)),
+        Stage("two", "", ("--help",)),
+        Stage("urgent", "", ("--help",), first=True),
+    ]
+    events = run(tmp_path, stages, parallel=1)
+    assert [name for name, seconds in events if seconds is None] == ["urgent", "one", "two"]
