@@ -38,10 +38,10 @@ def test_it_moves_and_is_small(tool, run_dir, tmp_path, monkeypatch, capsys, kin
     monkeypatch.setattr(tool, "SIDES", (64,))
     monkeypatch.setattr(sys, "argv", ["readme_picture.py", str(run_dir), str(out)])
     tool.main()
-    picture = Image.open(out)
-    assert picture.format == kind.upper()
-    assert picture.is_animated
-    assert picture.width == 2 * 64 + 8
+    with Image.open(out) as picture:
+        assert picture.format == kind.upper()
+        assert picture.is_animated
+        assert picture.width == 2 * 64 + 8
     assert out.stat().st_size < 1_000_000
     assert "None of the 2 scenes" in capsys.readouterr().out
 

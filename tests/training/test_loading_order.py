@@ -39,6 +39,7 @@ def run_of(datasets, *, batch, workers=0, seed=5, micro=1, weights=(2.0, 1.0)):
         weights=list(weights[: len(datasets)]),
         depth=None,
         augment=None,
+        points=(),
         collate=collate,
         processor=SimpleNamespace(image_size=8),
         recipe=SimpleNamespace(
