@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,11 +50,15 @@ def test_it_moves_and_is_small(tool, run_dir, tmp_path, monkeypatch, capsys, kin
 def test_too_large_is_made_smaller_and_then_refused(tool, run_dir, tmp_path, monkeypatch, capsys):
     out = tmp_path / "x.webp"
     monkeypatch.setattr(tool, "SIDES", (96, 64))
-    monkeypatch.setattr(tool, "encoded", lambda replays, kind: b"x" * replays[0].frames.shape[1])
+    played = SimpleNamespace(seed=1000, instruction="go", ending="not solved", as_recorded=False)
+    monkeypatch.setattr(tool, "replay_episodes", lambda wanted, size: [played, played])
+    sizes = iter((96, 64, 96, 64))
+    monkeypatch.setattr(tool, "encoded", lambda replays, kind: b"x" * next(sizes))
     monkeypatch.setattr(tool, "MOST_BYTES", 64)
     monkeypatch.setattr(sys, "argv", ["readme_picture.py", str(run_dir), str(out)])
     tool.main()
     assert out.read_bytes() == b"x" * 64
+    assert "NOT as recorded" in capsys.readouterr().out
     monkeypatch.setattr(tool, "MOST_BYTES", 63)
     with pytest.raises(SystemExit):
         tool.main()
