@@ -24,7 +24,7 @@ def pictures():
     return torch.stack([torch.zeros_like(ramp), torch.ones_like(ramp), noise[0], ramp, noise[1]])
 
 
-ROUNDING = 1e-4
+ROUNDING = 5e-5
 """Relative, of float32 metres through a whole network: a batch may be summed otherwise than one
 picture, by 1.3e-5 where every product is a rounding of all its terms off. The released vote of the
 pictures of a batch moves metres by 0.3."""
