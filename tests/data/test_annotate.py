@@ -1,5 +1,6 @@
 """`data annotate`: known points in a new dataset in which all else is what it was."""
 
+import itertools
 import pickle
 import shutil
 
@@ -85,13 +86,15 @@ def test_the_plot_shows_episodes_with_points(annotated):
 def differing(one, other, place=""):
     """Where what tfds reads is not the same, NaN included."""
     if isinstance(one, dict):
-        keys = [f"{place}.{k}" for k in one.keys() ^ other.keys()]
-        return sum((differing(one[k], other[k], f"{place}.{k}") for k in one if k in other), keys)
+        parts = [differing(one[k], other[k], f"{place}.{k}") for k in one if k in other]
+        odd = [f"{place}.{k}" for k in one.keys() ^ other.keys()]
+        return [*odd, *itertools.chain.from_iterable(parts)]
     if isinstance(one, list):
         if len(one) != len(other):
             return [f"{place}: {len(one)} and {len(other)}"]
         pairs = enumerate(zip(one, other, strict=True))
-        return sum((differing(a, b, f"{place}[{i}]") for i, (a, b) in pairs), [])
+        parts = [differing(a, b, f"{place}[{i}]") for i, (a, b) in pairs]
+        return list(itertools.chain.from_iterable(parts))
     if isinstance(one, bytes):
         return [] if one == other else [place]
     a, b = np.asarray(one), np.asarray(other)
