@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
+from PIL import Image
 
 from spatialvla_ft.evaluation.outcome import ClosedLoop, other_word
 from spatialvla_ft.sim.worker import Channel, Worker
@@ -126,8 +127,7 @@ def _play_one(episode: Episode, size: int, renderer: object) -> Replay:
 
     def seen() -> UInt8[np.ndarray, "H W 3"]:
         fine = env.state_rgb(FINER * size, FINER * size, camera)
-        cells = fine.reshape(size, FINER, size, FINER, 3)
-        return np.rint(cells.mean(axis=(1, 3))).astype(np.uint8)
+        return np.asarray(Image.fromarray(fine).reduce(FINER))
 
     frames = [seen()]
     success = wrong_object = False
