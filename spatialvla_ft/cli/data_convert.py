@@ -162,6 +162,7 @@ def _to_rlds(
     label: str | None,
     advance: Callable[[int, int], None],
 ) -> tuple[Path, dict[str, Any]]:
+    from spatialvla_ft.data.errors import refuse_within
     from spatialvla_ft.data.lerobot.mapping import read_mapping
     from spatialvla_ft.data.lerobot.store import LeRobotStore
     from spatialvla_ft.sim.worker import Worker
@@ -174,6 +175,7 @@ def _to_rlds(
             f"--name: got {name!r}, allowed are lower-case letters, digits and _, a letter first"
         )
     target = dst / name
+    refuse_within(target, src)
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} exists and is not empty; remove it, or give another --name")
     with Worker("spatialvla_ft.data.lerobot.convert_process:run", src, dst, name) as writer:

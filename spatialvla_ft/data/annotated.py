@@ -15,7 +15,7 @@ from spatialvla_ft.data.annotate import segments
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.cards import SCHEMA_VERSION
 from spatialvla_ft.data.dataset import CARD_FILE
-from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.errors import DatasetError, refuse_within
 from spatialvla_ft.data.inspection.points import out_of_view
 from spatialvla_ft.data.lerobot.add_column import add_column as add_to_lerobot
 from spatialvla_ft.data.lerobot.mapping import Mapping, read_mapping, write_mapping
@@ -47,8 +47,7 @@ def place_of(store: RldsStore | LeRobotStore, out: Path, name: str | None) -> Pa
         raise DatasetError(
             f"{taken} exists and is not empty; remove it, or give another --out{cure}"
         )
-    if target.resolve().is_relative_to(old.resolve()):
-        raise DatasetError(f"{target} lies within the dataset itself; give another --out")
+    refuse_within(target, old)
     return target
 
 

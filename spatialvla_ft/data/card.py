@@ -30,6 +30,7 @@ from spatialvla_ft.data.card_fields import (
     Slot,
     Swap,
     TermField,
+    Video,
 )
 from spatialvla_ft.data.errors import DatasetError
 
@@ -57,6 +58,7 @@ class Card(CardModel):
     extrinsics: dict[Slot, str] = Field({})
     target_point: str | None = None
     reference_point: str | None = None
+    video: Video = Video()
     language: Language = Language()
     drop: Drop = Drop()
     action: Action

@@ -79,6 +79,17 @@ class Swap(CardModel):
     scope: Literal["trajectory"]
 
 
+class Video(CardModel):
+    """How the frames of a LeRobot dataset's videos are found.
+
+    `time`: by the time stamp of a row or by its frame_index; None takes only rows for which both
+    say the same. `shared`: whether episodes may have frames of a video in common.
+    """
+
+    time: Literal["timestamp", "frame_index"] | None = None
+    shared: bool = False
+
+
 class Intrinsics(CardModel):
     """Pinhole camera in pixels of a `width` x `height` image; pixel centres at +0.5."""
 

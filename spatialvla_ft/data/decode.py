@@ -9,16 +9,30 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.depth.usable import usable
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
+FORMATS = {
+    _PNG: "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
+    b"RIFF": "WEBP", b"BM": "BMP",
+}  # fmt: skip
+"""First bytes of files to their format, beside JPEG."""
+_CONVERTED = ("P", "PA", "CMYK", "YCbCr", "LAB")
+
+
+def is_common(data: bytes) -> bool:
+    """Whether a picture is a JPEG or PNG, which everything reads."""
+    return data.startswith((_JPEG, _PNG))
 
 
 def decode_rgb(data: bytes, *, fast_dct: bool = True) -> UInt8[np.ndarray, "H W 3"]:
-    """A JPEG or PNG as RGB; grey is repeated, alpha is dropped.
+    """A JPEG, PNG, TIFF, WebP or BMP as RGB; grey is repeated, alpha is dropped.
+
+    Colour of 16 bits per channel keeps its upper 8; grey of 16 bits is refused, as it mostly is
+    depth.
 
     Args:
         data: the encoded image; its first bytes tell the format.
@@ -31,7 +45,7 @@ def decode_rgb(data: bytes, *, fast_dct: bool = True) -> UInt8[np.ndarray, "H W 
         except ValueError as error:
             raise DatasetError(f"damaged JPEG of {len(data)} bytes: {error}") from None
         return rgb
-    pixels = _decode_png(data)
+    pixels = _decode(data)
     if pixels.dtype != np.uint8:
         raise DatasetError(f"an RGB image of {pixels.dtype}; 8 bits per channel are supported")
     if pixels.ndim == 2:
@@ -41,13 +55,24 @@ def decode_rgb(data: bytes, *, fast_dct: bool = True) -> UInt8[np.ndarray, "H W 
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def decode_depth(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """(H, W) stored depth in its own unit: integers, or float32 kept as the bytes of a PNG."""
+def decode_depth(data: bytes, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+    """(H, W) stored depth in its own unit.
+
+    Args:
+        data: an encoded image of one channel: integers, or the float32 of a TIFF.
+        dtype: float32 where it is kept as the 4 bytes of a PNG's pixel; else what the file has.
+
+    Raises:
+        DatasetError: the file is damaged, of another format, or has several channels or pages.
+    """
     if data.startswith(_JPEG):
-        values: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="GRAY", fastdct=True)
+        try:
+            values: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="GRAY", fastdct=True)
+        except ValueError as error:
+            raise DatasetError(f"damaged JPEG of {len(data)} bytes: {error}") from None
     else:
-        values = _decode_png(data)
-    if dtype == np.float32:
+        values = _decode(data)
+    if dtype == np.float32 and values.dtype != np.float32:
         if values.ndim != 3 or values.shape[2] != 4:
             raise DatasetError(f"float32 depth is a PNG of 4 bytes a pixel, got {values.shape}")
         values = np.ascontiguousarray(values).view(np.float32)
@@ -65,11 +90,25 @@ def to_metres(values: NDArray[Any], scale: float) -> Float32[np.ndarray, "H W"]:
     return metres if known.all() else np.where(known, metres, np.float32(0))
 
 
-def _decode_png(data: bytes) -> NDArray[Any]:
-    if not data.startswith(_PNG):
-        raise DatasetError(f"neither JPEG nor PNG: {len(data)} bytes that start with {data[:4]!r}")
+def _decode(data: bytes) -> NDArray[Any]:
+    """Pixels of anything but a JPEG, in the type that they are stored in."""
+    kind = next((name for start, name in FORMATS.items() if data.startswith(start)), None)
+    if kind is None:
+        raise DatasetError(
+            f"neither JPEG nor PNG: {len(data)} bytes that start with {data[:4]!r}; TIFF, WebP and "
+            "BMP are read too"
+        )
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DatasetError(f"damaged PNG of {len(data)} bytes: {error}") from None
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1:
+                raise DatasetError(f"a {kind} of {pages} pictures; a step has one")
+            pixels = np.asarray(image.convert("RGB") if image.mode in _CONVERTED else image)
+    except DatasetError:
+        raise
+    except Exception as error:  # of a damaged file, Pillow raises whatever its parser ran into
+        raise DatasetError(f"damaged {kind} of {len(data)} bytes: {error}") from None
+    # TIFF may be big-endian; bool is black and white.
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * 255
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class DatasetError(ValueError):
@@ -18,3 +19,11 @@ def no_feature(dataset: str, key: str, known: Iterable[str]) -> DatasetError:
     near = [name for name in names if ends[name] in close]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {names}"
     return DatasetError(f"{dataset} has no feature {key!r}; {hint}")
+
+
+def refuse_within(target: Path, source: Path) -> None:
+    """DatasetError if what is to be written would lie within what it is made from."""
+    if target.resolve().is_relative_to(source.resolve()):
+        raise DatasetError(
+            f"{target} lies within the dataset itself, {source}; give a folder outside of it"
+        )

@@ -23,10 +23,10 @@ from spatialvla_ft.data.inspection import gripper as gripper_rules
 from spatialvla_ft.data.inspection import motion, rotations
 from spatialvla_ft.data.inspection.draft import Draft, draft_card
 from spatialvla_ft.data.inspection.findings import Finding, worst_first
-from spatialvla_ft.data.inspection.opening import find_card, open_source
+from spatialvla_ft.data.inspection.opening import find_card, findings_of_files, open_source
 from spatialvla_ft.data.inspection.points import PointColumn, look_at_points
 from spatialvla_ft.data.inspection.series import Series
-from spatialvla_ft.data.inspection.source import Source, read_numbers
+from spatialvla_ft.data.inspection.source import Source, numeric_columns
 from spatialvla_ft.data.inspection.tool_poses import PoseStream, pose_findings, pose_streams
 from spatialvla_ft.data.inspection.views import View, view_cameras
 from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
@@ -157,7 +157,7 @@ def inspect_dataset(
     numbers = _spread(source, split, episodes)
     everything = np.array(source.splits[split], np.int64)
     lengths = np.asarray(source.episode_lengths)[everything]
-    columns = _numeric_columns(source, numbers)
+    columns, unread = numeric_columns(source, numbers)
     if isinstance(card, str | Path):
         card = pick_card(Path(card), source.name)
     card = find_card(source) if card is None else card
@@ -165,6 +165,7 @@ def inspect_dataset(
     if card is None:
         drafted = draft_card(source, columns)
         card = drafted.to_card()
+    of_files = findings_of_files(source, card)
     trajectories = _standardise(source, card, numbers)
     kept = [i for i, t in enumerate(trajectories) if len(t.action)]
     if not kept:
@@ -187,6 +188,8 @@ def inspect_dataset(
     plain = {key: series for key, series in columns.items() if key not in card.points.values()}
     about_action = _action_findings(card, action, space, state, poses, used, columns)
     found = [
+        *of_files,
+        *unread,
         *motion.not_finite(plain, numbers),  # NaN in a point is none
         *about_action,
         *pose_findings(poses, about_action),
@@ -228,7 +231,7 @@ def inspect_dataset(
 
 def draft_for(source: Source, *, split: str = "train", episodes: int = EPISODES) -> Draft:
     """A card drafted from some episodes, whether the dataset brings one or not."""
-    return draft_card(source, _numeric_columns(source, _spread(source, split, episodes)))
+    return draft_card(source, numeric_columns(source, _spread(source, split, episodes))[0])
 
 
 def _spread(source: Source, split: str, episodes: int) -> list[int]:
@@ -243,12 +246,6 @@ def _spread(source: Source, split: str, episodes: int) -> list[int]:
     at = np.linspace(0, len(everything) - 1, min(episodes, len(everything))).round().astype(int)
     numbers = [everything[i] for i in np.unique(at)]
     return [n for n in numbers if source.episode_lengths[n] > 0] or numbers[:1]
-
-
-def _numeric_columns(source: Source, episodes: list[int]) -> dict[str, Series]:
-    """Every column of a few numbers per step."""
-    fields = [field for field in source.fields if field.is_vector]
-    return {f.key: Series.join([read_numbers(source, f, e) for e in episodes]) for f in fields}
 
 
 class _Names:

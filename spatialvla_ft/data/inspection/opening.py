@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.dataset import CARD_FILE, open_index, own_card, pick_card
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.inspection.findings import Finding
 from spatialvla_ft.data.inspection.source import Field, Kind, RldsSource, Source
+from spatialvla_ft.data.lerobot.checks import check_files, clip_troubles, row_troubles
 from spatialvla_ft.data.lerobot.hub import HUB, fetch_dataset, parse_address
 from spatialvla_ft.data.lerobot.info import Feature, is_lerobot
 from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore
@@ -61,8 +63,12 @@ class LeRobotSource:
 
 def _field(feature: Feature) -> Field:
     kind: Kind = "words" if feature.dtype == "string" else "numbers"
-    if feature.is_picture:
+    if feature.obstacle is not None:
+        kind = "other"
+    elif feature.is_picture:
         kind = "depth" if feature.is_depth else "picture"
+    elif feature.is_map and "depth" in feature.key.lower():
+        kind = "depth"
     stored = str(feature.info.get("video.codec", feature.dtype)) if feature.is_picture else ""
     dtype = "uint8" if feature.is_picture and not feature.is_depth else feature.dtype
     shape = () if feature.shape == (1,) else feature.shape
@@ -77,6 +83,58 @@ def open_source(place: str | Path | FrameIndex) -> Source:
     if not isinstance(place, FrameIndex) and is_lerobot(Path(place)):
         return LeRobotSource(LeRobotStore(Path(place)))
     return RldsSource(open_index(place))
+
+
+def findings_of_files(source: Source, card: Card) -> list[Finding]:
+    """What is wrong with the files of a LeRobot dataset that a card reads, of all episodes.
+
+    Where the frames lie, time stamps, frame numbers, numbers of tasks, missing files: nothing of it
+    needs a picture decoded.
+    """
+    if not isinstance(source, LeRobotSource):
+        return []
+    store = source.store
+    store.go_by(card.video)
+    terms = [*(card.cameras or {}).values(), *card.depth.values()]
+    keys = [term.path for term in terms if term.path in store.info.features]
+    found = [
+        Finding(
+            rule="not read",
+            severity="note",
+            where=feature.key,
+            evidence=feature.obstacle,
+            cure="no harm unless a card names it",
+        )
+        for feature in store.info.features.values()
+        if feature.obstacle is not None
+    ]
+    troubles = clip_troubles(store, keys)
+    if any(trouble.serious for trouble in troubles):
+        keys = []  # rows are looked at once their clips are right
+    words = card.language.kind != "none" and card.language.key == TASK
+    try:
+        troubles += row_troubles(store, keys, words=words)
+        check_files(store, keys, np.arange(len(store.episodes)))
+    except DatasetError as error:
+        found.append(
+            Finding(
+                rule="files",
+                severity="error",
+                where=store.name,
+                evidence=str(error),
+                cure="the dataset is not whole",
+            )
+        )
+    return found + [
+        Finding(
+            rule=trouble.rule,
+            severity="error" if trouble.serious else "warning",
+            where=trouble.where,
+            evidence=trouble.told,
+            cure=trouble.cure,
+        )
+        for trouble in troubles
+    ]
 
 
 def find_card(source: Source) -> Card | None:

@@ -11,11 +11,13 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.inspection.findings import Finding
+from spatialvla_ft.data.inspection.series import Series
 from spatialvla_ft.data.rlds.features import Leaf
 from spatialvla_ft.data.rlds.index import FrameIndex
 from spatialvla_ft.data.rlds_store import RldsStore
 
-Kind = Literal["picture", "depth", "numbers", "words"]
+Kind = Literal["picture", "depth", "numbers", "words", "other"]
 BROAD = 256
 """Numbers per step above which a column is an embedding or the like, not a state."""
 
@@ -26,7 +28,7 @@ class Field:
 
     Attributes:
         key: dotted name, as a card writes it.
-        kind: what it holds.
+        kind: what it holds; `other` is not read here.
         dtype: as the dataset declares it.
         shape: of one value; -1 where it varies.
         per: one value per step, or per episode.
@@ -132,3 +134,26 @@ def read_numbers(source: Source, field: Field, episode: int) -> NDArray[np.float
     if values.dtype == object:
         raise DatasetError(f"{field.key!r} of {source.name} holds no plain numbers")
     return values.astype(np.float64).reshape(len(values), -1)
+
+
+def numeric_columns(source: Source, episodes: list[int]) -> tuple[dict[str, Series], list[Finding]]:
+    """Every column of a few numbers per step, and what is said of those that cannot be read."""
+    columns, unread = {}, []
+    for field in source.fields:
+        if not field.is_vector:
+            continue
+        try:
+            parts = [read_numbers(source, field, episode) for episode in episodes]
+        except DatasetError as error:
+            unread.append(
+                Finding(
+                    rule="column cannot be read",
+                    severity="warning",
+                    where=field.key,
+                    evidence=str(error),
+                    cure="no harm unless a card names it",
+                )
+            )
+        else:
+            columns[field.key] = Series.join(parts)
+    return columns, unread

@@ -14,6 +14,7 @@ from spatialvla_ft.data.camera_matrix import camera_matrix
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.card_fields import Intrinsics
 from spatialvla_ft.data.decode import to_metres
+from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.inspection import pictures as rules
 from spatialvla_ft.data.inspection.findings import Finding
 from spatialvla_ft.data.inspection.series import Series
@@ -69,7 +70,7 @@ def view_cameras(
     source: Source, card: Card, standard: list[Standardised], episodes: list[int]
 ) -> dict[str, View]:
     """Look through every camera of the card, at a few episodes."""
-    views = {slot: _view(source, card, slot, standard, episodes) for slot in card.cameras or {}}
+    views = {slot: _look(source, card, slot, standard, episodes) for slot in card.cameras or {}}
     missing = rules.missing_intrinsics(
         list(views), [slot for slot, view in views.items() if view.K is not None]
     )
@@ -78,6 +79,23 @@ def view_cameras(
         old = views[slot]
         views[slot] = View(**{**old.__dict__, "findings": (*old.findings, *missing)})
     return views
+
+
+def _look(
+    source: Source, card: Card, slot: str, standard: list[Standardised], episodes: list[int]
+) -> View:
+    """What a camera shows, or the finding that it cannot be read."""
+    try:
+        return _view(source, card, slot, standard, episodes)
+    except DatasetError as error:
+        finding = Finding(
+            rule="camera cannot be read",
+            severity="error",
+            where=f"camera {slot}",
+            evidence=str(error),
+            cure="mend the dataset, or take the camera out of the card",
+        )
+        return View((card.cameras or {})[slot].path, None, None, None, None, (), (finding,))
 
 
 def _view(

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.lerobot.columns import DataFiles
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, INFO, Feature
 from spatialvla_ft.data.lerobot.mapping import Entry, read_mapping, write_mapping
 from spatialvla_ft.data.lerobot.numbers import Moments
@@ -56,15 +55,15 @@ def add_column(
     if "/" in column or column in BOOKKEEPING:
         raise DatasetError(f"feature {column!r}: names have no '/' and are not {BOOKKEEPING}")
     feature = Feature(column, "float32", (len(names),), names, {})
-    episodes_of: dict[str, list[int]] = {}
-    for number, episode in enumerate(store.episodes):
-        episodes_of.setdefault(episode.data, []).append(number)
-    _copy(store.folder, out, set(episodes_of))
-    files, done = DataFiles(store.folder), 0
-    for path, episodes in episodes_of.items():
-        places = {e: files.open(path).place(e, store.episodes[e].length) for e in episodes}
-        _grow(store.folder / path, out / path, feature, {places[e]: values[e] for e in episodes})
-        done += len(episodes)
+    parts_of: dict[str, dict[int, Float32[np.ndarray, "T n"]]] = {}
+    for episode in np.flatnonzero(store.episode_lengths > 0).tolist():
+        path, _, first = store.data_file(episode)
+        parts_of.setdefault(path, {})[first] = values[episode]
+    _copy(store.folder, out, set(parts_of))
+    done = 0
+    for path, parts in parts_of.items():
+        _grow(store.folder / path, out / path, feature, parts)
+        done += len(parts)
         if progress is not None:
             progress(done)
     _declare(store, out, feature)

@@ -11,9 +11,11 @@ import numpy as np
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.kinematics import ForwardKinematics
+from spatialvla_ft.data.lerobot.checks import check_files, clip_troubles, row_troubles
 from spatialvla_ft.data.lerobot.draft import draft_card
 from spatialvla_ft.data.lerobot.pace import warn_where_slow
-from spatialvla_ft.data.lerobot.store import LeRobotStore
+from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore
+from spatialvla_ft.data.lerobot.troubles import refuse
 from spatialvla_ft.data.sample_dataset import SampleDataset
 from spatialvla_ft.data.view import Camera
 
@@ -42,13 +44,18 @@ def open_lerobot(
 ) -> LeRobotDataset:
     """A split of the LeRobot dataset in a folder; without a card, by the names of its features.
 
+    Where the clips of its cameras lie is checked for all episodes; where cameras are named, so that
+    pictures will be read, every row is checked too.
+
     Raises:
-        DatasetError: no such split, a card that does not fit, or names that leave room for doubt.
+        DatasetError: no such split, a card that does not fit, names that leave room for doubt, or
+            pictures that would be other ones than the rows mean.
     """
     store = LeRobotStore(folder, name=name, fast_dct=fast_dct)
     if card is None:
         card = draft_card(store)
         logger.info("%s: no card, read by its feature names: %s", store.name, card.notes)
+    store.go_by(card.video)
     if split not in store.splits:
         raise DatasetError(
             f"{store.name} has no split {split!r}; it has {list(store.splits)}. To hold out "
@@ -69,8 +76,12 @@ def open_lerobot(
     slots = {slot: term.path for slot, term in (card.cameras or {}).items()}
     used = slots if cameras is None else cameras
     pictures = [path for slot in used if (path := slots[slot]) is not None]
+    depths = [card.depth[slot].path for slot in used if dataset.depth and slot in card.depth]
+    seen = [*pictures, *depths]
+    refuse(store.name, clip_troubles(store, seen))
     if cameras is not None:  # pictures will be read, so a hole is told now and not hours later
-        depths = [card.depth[slot].path for slot in used if dataset.depth and slot in card.depth]
-        store.check_files([*pictures, *(d for d in depths if d)], dataset.episodes.tolist())
+        check_files(store, seen, dataset.episodes)
+        words = card.language.kind != "none" and card.language.key == TASK
+        refuse(store.name, row_troubles(store, seen, words=words))
     warn_where_slow(store, pictures)
     return dataset

@@ -26,7 +26,9 @@ POSE = ("ee.x", "ee.y", "ee.z", "ee.wx", "ee.wy", "ee.wz")
 EE_GRIPPERS = ("ee.gripper_pos", "gripper.pos")
 WRISTS = ("wrist", "hand", "gripper")
 DEPTH_SCALE = 1e-4
-"""Metres per unit of a `depth.<camera>` feature."""
+"""Metres per unit of a `depth.<camera>` video."""
+UNITS = {"m": 1.0, "mm": 1e-3}
+"""Metres per `depth_unit` that LeRobot notes with depth kept as pictures."""
 
 
 def intrinsics_key(camera: str) -> str:
@@ -42,6 +44,13 @@ def extrinsics_key(camera: str) -> str:
 def depth_key(camera: str) -> str:
     """Feature with the depth of a camera: 16-bit grey FFV1, metres x 10000."""
     return f"depth.{camera}"
+
+
+def depth_scale(feature: Feature) -> float | None:
+    """Metres per unit of a depth feature; None where nothing says it."""
+    if feature.dtype == "video":
+        return DEPTH_SCALE
+    return UNITS.get(str(feature.info.get("depth_unit")))
 
 
 def draft_card(store: LeRobotStore) -> Card:
@@ -79,7 +88,7 @@ def draft(info: Info, folder: Path) -> tuple[dict[str, Any], list[str]]:
         "cameras": {slot: key for slot, (_, key) in cameras.items()},
     }
     raw |= _calibration(info, cameras, notes)
-    widths = {key: math.prod(f.shape) for key, f in info.features.items() if not f.is_picture}
+    widths = {key: math.prod(f.shape) for key, f in info.features.items() if f.is_number}
     raw |= points_by_name(widths)
     raw["language"] = {"kind": "string", "key": TASK}
     raw["action"] = _action(info, folder, doubts, notes)
@@ -91,6 +100,7 @@ def draft(info: Info, folder: Path) -> tuple[dict[str, Any], list[str]]:
         }
         joint = raw["action"].get("joints") and len(set(names.values())) == 1
         raw["proprio"] = {"encoding": "JOINT" if joint else None, "terms": ["observation.state"]}
+    notes += [f"{f.key} is left out: {f.obstacle}" for f in info.features.values() if f.obstacle]
     raw["notes"] = notes
     return raw, doubts
 
@@ -139,26 +149,38 @@ def _calibration(
 ) -> dict[str, Any]:
     """Depth, intrinsics and extrinsics by the names of our convention."""
     found: dict[str, dict[str, str]] = {"depth": {}, "intrinsics": {}, "extrinsics": {}}
-    for slot, (camera, _) in cameras.items():
+    for slot, (camera, picture) in cameras.items():
         for kind, key in (
             ("intrinsics", intrinsics_key(camera)),
             ("extrinsics", extrinsics_key(camera)),
+            ("depth", f"{picture}_depth"),
             ("depth", depth_key(camera)),
         ):
-            if key in info.features:
+            if key in info.features and (kind == "depth") == info.features[key].is_depth:
                 found[kind][slot] = key
+    scales: dict[str, float] = {}
     for key, feature in info.features.items():
         pixels = feature.info.get("video.pix_fmt", DEPTH_FORMAT)
         if not feature.is_depth:
             continue
-        if pixels != DEPTH_FORMAT:
-            found["depth"] = {k: v for k, v in found["depth"].items() if v != key}
+        scale = depth_scale(feature)
+        if feature.dtype == "video" and pixels != DEPTH_FORMAT:
             notes.append(f"{key} is left out: {pixels} instead of lossless {DEPTH_FORMAT}")
         elif key not in found["depth"].values():
             notes.append(f"{key} is left out: it belongs to no camera by its name")
+        elif scale is None:
+            notes.append(
+                f"{key} is left out: nothing says its unit; add depth: {{CAMERA: {key}}} and "
+                "depth_scale: <metres per unit>"
+            )
+        elif scales and scale not in scales.values():
+            notes.append(f"{key} is left out: its unit is another one than that of {list(scales)}")
+        else:
+            scales[key] = scale
+    found["depth"] = {slot: key for slot, key in found["depth"].items() if key in scales}
     raw: dict[str, Any] = {kind: slots for kind, slots in found.items() if slots}
-    if found["depth"]:
-        raw["depth_scale"] = DEPTH_SCALE
+    if scales:
+        raw["depth_scale"] = next(iter(scales.values()))
     return raw
 
 

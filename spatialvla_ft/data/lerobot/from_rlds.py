@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.cards import raw_card
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
-from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.errors import DatasetError, refuse_within
 from spatialvla_ft.data.lerobot.draft import DEPTH_SCALE
 from spatialvla_ft.data.lerobot.info import Feature
 from spatialvla_ft.data.lerobot.mapping import Entry, Mapping, write_mapping
@@ -54,7 +54,7 @@ def to_lerobot(
         progress: called with the number of episodes done.
 
     Raises:
-        DatasetError: no rate is known, or the card does not fit.
+        DatasetError: no rate is known, the card does not fit, or `out` lies within the dataset.
     """
     if images not in IMAGES:
         raise DatasetError(f"images: got {images!r}, allowed are {list(IMAGES)}")
@@ -65,6 +65,8 @@ def to_lerobot(
         raise DatasetError(
             f"card {card.name!r} has no control_hz, so the rate of the steps is unknown; give --fps"
         )
+    if index.store.local:
+        refuse_within(out, index.dataset_dir)
     report = Report()
     entries = plan(index, card, report)
     features = _features(index, entries, images)

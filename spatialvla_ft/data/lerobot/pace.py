@@ -44,13 +44,13 @@ def measure_pace(store: LeRobotStore, key: str) -> Pace | None:
     Raises:
         DatasetError: the video is missing or damaged.
     """
-    path = store.episodes[0].clips[key].path
+    path = store.episodes.clips[key].path(0)
     decoder = Decoder(store.folder / path, store.info.fps)
     try:
         interval = decoder.key_interval
         if interval is None or interval < FEW_KEY_FRAMES:
             return None if interval is None else Pace(path, interval, None)
-        moments = [store.moment(key, *step)[1] for step in _some_steps(store, key, path)]
+        moments = [store.moment(key, *step)[1] for step in _some_steps(store, key)]
         begin = time.perf_counter()
         for seconds in moments:
             decoder.frame(seconds, "rgb24")
@@ -59,10 +59,11 @@ def measure_pace(store: LeRobotStore, key: str) -> Pace | None:
         decoder.close()
 
 
-def _some_steps(store: LeRobotStore, key: str, path: str) -> list[tuple[int, int]]:
-    """(episode, step) of a few frames of a video, anywhere in it."""
-    episodes = [i for i, e in enumerate(store.episodes) if e.clips[key].path == path and e.length]
-    ends = np.cumsum([store.episodes[i].length for i in episodes])
+def _some_steps(store: LeRobotStore, key: str) -> list[tuple[int, int]]:
+    """(episode, step) of a few frames of the first video, anywhere in it."""
+    inside = store.episodes.clips[key].places.same_file(0) & (store.episode_lengths > 0)
+    episodes = np.flatnonzero(inside).tolist()
+    ends = np.cumsum(store.episode_lengths[episodes])
     frames = np.random.default_rng(0).integers(0, ends[-1], TIMED)
     which = np.searchsorted(ends, frames, side="right").tolist()
     starts = [0, *ends.tolist()]
@@ -72,9 +73,9 @@ def _some_steps(store: LeRobotStore, key: str, path: str) -> list[tuple[int, int
 def warn_where_slow(store: LeRobotStore, keys: Iterable[str]) -> None:
     """Warn of the videos, by their feature, whose random frames come slowly; say the cure."""
     for key in keys:
-        if store.feature(key).dtype != "video" or not store.episodes:
+        if store.feature(key).dtype != "video" or not len(store.episodes):
             continue
-        if not (store.folder / store.episodes[0].clips[key].path).is_file():
+        if not (store.folder / store.episodes.clips[key].path(0)).is_file():
             continue  # opened for its columns alone; reading a picture tells
         pace = measure_pace(store, key)
         if pace is None or pace.frames_per_second is None or pace.frames_per_second >= SLOW:

@@ -113,8 +113,8 @@ def _stays(name: str) -> bool:
 
 
 def _refuse_broken(store: LeRobotStore, files: list[DatasetFile]) -> None:
-    named = {episode.data for episode in store.episodes}
-    named |= {clip.path for episode in store.episodes for clip in episode.clips.values()}
+    named = set(store.episodes.data.paths())
+    named.update(*(clips.places.paths() for clips in store.episodes.clips.values()))
     problems = [f"{name} is missing" for name in sorted(named - {file.path for file in files})]
     for file in files:
         if file.size == 0 and file.path in named:

@@ -16,7 +16,7 @@ from typing import Any
 import av
 import numpy as np
 
-from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.errors import DatasetError, refuse_within
 from spatialvla_ft.data.lerobot.encoder import open_encoder
 from spatialvla_ft.data.lerobot.info import INFO
 from spatialvla_ft.data.lerobot.report import Report, mean_psnr, psnr
@@ -49,7 +49,8 @@ def reencode(
         progress: called with (videos done, videos).
 
     Raises:
-        DatasetError: `out` is in use, a codec that is not written here, or a damaged video.
+        DatasetError: `out` is in use or within the dataset, a codec that is not written here, or a
+            damaged video.
     """
     if gop < 1:
         raise DatasetError(f"--gop: got {gop}, allowed are 1 or more frames")
@@ -57,6 +58,7 @@ def reencode(
         raise DatasetError(f"images: got {images!r}, allowed are {[KEEP, *CODECS]}")
     if out.exists() and any(out.iterdir()):
         raise DatasetError(f"{out} is not empty; remove it, or give another folder")
+    refuse_within(out, folder)
     store = LeRobotStore(folder)
     keys = [k for k, f in store.info.features.items() if f.dtype == "video" and not f.is_depth]
     chosen: dict[str, dict[str, Codec | None]] = {
@@ -83,7 +85,7 @@ def reencode(
 
 def _paths(store: LeRobotStore, key: str) -> list[str]:
     """Videos of a feature, each once, in order."""
-    return list(dict.fromkeys(episode.clips[key].path for episode in store.episodes))
+    return store.episodes.clips[key].places.paths()
 
 
 def _codec(store: LeRobotStore, path: str, gop: int, images: str) -> Codec | None:

@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import yaml
 
+from spatialvla_ft.data.card_fields import Video
 from spatialvla_ft.data.cards import raw_card
-from spatialvla_ft.data.lerobot.draft import draft
+from spatialvla_ft.data.decode import is_common
+from spatialvla_ft.data.errors import DatasetError, refuse_within
+from spatialvla_ft.data.lerobot.checks import clip_troubles, row_troubles
+from spatialvla_ft.data.lerobot.draft import DEPTH_SCALE, draft
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, Feature
 from spatialvla_ft.data.lerobot.mapping import Entry, Mapping, read_mapping
 from spatialvla_ft.data.lerobot.report import Report
 from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore
+from spatialvla_ft.data.lerobot.troubles import refuse
 from spatialvla_ft.data.lerobot.units import from_units
 
 VERSION = "1.0.0"
@@ -33,7 +39,9 @@ def mapping_of(store: LeRobotStore, name: str) -> Mapping:
     if kept is not None:
         return kept
     entries = [
-        _entry(feature) for key, feature in store.info.features.items() if key not in SKIPPED
+        _entry(store, feature)
+        for key, feature in store.info.features.items()
+        if key not in SKIPPED and _obstacle(store, feature) is None
     ]
     entries.append(
         Entry("language_instruction", ("language_instruction",), TASK, "task", "string", (), "")
@@ -41,7 +49,17 @@ def mapping_of(store: LeRobotStore, name: str) -> Mapping:
     return Mapping(name, VERSION, _card(store, entries), tuple(entries))
 
 
-def _entry(feature: Feature) -> Entry:
+def _obstacle(store: LeRobotStore, feature: Feature) -> str | None:
+    """Why a feature cannot go along, or None."""
+    used = np.flatnonzero(store.episode_lengths > 0)
+    if feature.obstacle is None and feature.dtype == "string" and len(used):
+        _, file, _ = store.data_file(int(used[0]))
+        if file.has(feature.key) and pa.types.is_nested(file.kind(feature.key)):
+            return "several sentences per step"
+    return feature.obstacle
+
+
+def _entry(store: LeRobotStore, feature: Feature) -> Entry:
     """One feature of a dataset that did not come from RLDS."""
     key, last = feature.key, feature.key.split(".")[-1]
     how, path = "column", key
@@ -51,6 +69,8 @@ def _entry(feature: Feature) -> Entry:
     if feature.is_depth:
         how, path, dtype, scale = "depth", f"observation.depth_{last}", "uint16", 1e-4
         shape, encoding = (*_size(feature), 1), "png"
+        if feature.dtype == "image" and _stored_as(store, key) == np.float32:
+            dtype = "float32"
     elif feature.is_picture:
         how, path, dtype = "picture", f"observation.image_{last}", "uint8"
         # A video's frames are kept as they decode; encoded pictures stay what they are.
@@ -68,9 +88,21 @@ def _entry(feature: Feature) -> Entry:
     return Entry(path, tuple(path.split(".")), key, how, dtype, shape, encoding, scale)  # type: ignore[arg-type]
 
 
+def _stored_as(store: LeRobotStore, key: str) -> np.dtype[Any] | None:
+    """The type of the first depth map that there is."""
+    for episode, length in enumerate(store.episode_lengths.tolist()):
+        for step in range(length):
+            stored = store.stored_depth(key, episode, step)
+            if stored is not None:
+                return stored.dtype
+    return None
+
+
 def _size(feature: Feature) -> tuple[int, int]:
     """(height, width): some datasets put the channels first."""
     shape = feature.shape
+    if len(shape) < 2:
+        raise DatasetError(f"{feature.key!r} has shape {shape}; write its height and width")
     return (shape[1], shape[2]) if shape[0] in (1, 3) else (shape[0], shape[1])
 
 
@@ -83,6 +115,7 @@ def _card(store: LeRobotStore, entries: list[Entry]) -> dict[str, Any]:
         raw, _ = draft(store.info, store.folder)
     names = {entry.lerobot: entry.rlds for entry in entries}
     found = {**raw, "version": VERSION}
+    found.pop("video", None)
     for field in ("cameras", "depth", "intrinsics", "extrinsics"):
         slots = raw.get(field) or {}
         found[field] = {s: names.get(v, v) if isinstance(v, str) else v for s, v in slots.items()}
@@ -107,16 +140,24 @@ def write(
     """
     import tensorflow_datasets as tfds
 
+    refuse_within(out / name, folder)
     tfds.disable_progress_bar()
     store = LeRobotStore(folder, name=name)
+    own = folder / "card.yaml"
+    if own.exists():
+        store.go_by(Video.model_validate(raw_card(own, name).get("video") or {}))
     mapping = mapping_of(store, name)
+    pictures = [entry.lerobot for entry in mapping.entries if entry.how in ("picture", "depth")]
+    refuse(store.name, clip_troubles(store, pictures))
+    words = any(entry.how == "task" for entry in mapping.entries)
+    refuse(store.name, row_troubles(store, pictures, words=words))
     report = _losses(store, mapping)
 
     def examples(episodes: range) -> Iterator[tuple[int, dict[str, Any]]]:
         for episode in episodes:
             yield episode, _example(store, mapping, episode)
             report.episodes += 1
-            report.steps += store.episodes[episode].length
+            report.steps += int(store.episode_lengths[episode])
             if progress is not None:
                 progress(report.episodes)
 
@@ -152,8 +193,11 @@ def _losses(store: LeRobotStore, mapping: Mapping) -> Report:
     """What cannot be exact, known before anything is written."""
     report = Report()
     known = {entry.lerobot for entry in mapping.entries}
-    for key in set(store.info.features) - known - {*BOOKKEEPING}:
-        report.left_out[key] = "added after the conversion from RLDS, whose features are kept"
+    for key, feature in store.info.features.items():
+        if key not in known and key not in BOOKKEEPING:
+            report.left_out[key] = _obstacle(store, feature) or (
+                "added after the conversion from RLDS, whose features are kept"
+            )
     for entry in mapping.entries:
         if entry.how == "depth" and (entry.dtype != "uint16" or entry.scale != 1e-4):
             report.inexact[entry.lerobot] = (
@@ -196,7 +240,7 @@ def _feature(entry: Entry) -> Any:
 
 
 def _example(store: LeRobotStore, mapping: Mapping, episode: int) -> dict[str, Any]:
-    length = store.episodes[episode].length
+    length = int(store.episode_lengths[episode])
     keys = [e.lerobot for e in mapping.entries if e.how not in ("picture", "depth", "episode")]
     columns = store.trajectory(episode, tuple(keys))
     example: dict[str, Any] = {}
@@ -220,7 +264,7 @@ def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
 
 
 def _episode_value(store: LeRobotStore, episode: int, entry: Entry) -> Any:
-    value = store.episodes[episode].extra[entry.lerobot]
+    value = store.episodes.extra(episode)[entry.lerobot]
     return value if entry.dtype == "string" else np.asarray(value, entry.dtype)
 
 
@@ -230,10 +274,18 @@ def _step_value(store: LeRobotStore, columns: Any, entry: Entry, episode: int, s
         units = store.stored_depth(key, episode, step)
         if units is None:
             return b""
-        return from_units(units, entry.scale or 1.0, np.dtype(entry.dtype))[..., None]
+        kept = from_units(units, entry.scale or 1.0, np.dtype(entry.dtype))
+        if entry.scale == DEPTH_SCALE and not np.array_equal(kept, units, equal_nan=True):
+            raise DatasetError(
+                f"{store.name}, {key!r}, episode {episode}, step {step}: depth of {units.dtype} up "
+                f"to {units.max()} does not fit into {entry.dtype}; write it as uint16 or float32"
+            )
+        return kept[..., None]
     if entry.how == "picture":
         if store.feature(key).dtype == "image":
-            return store.image_bytes(key, episode, step)
+            data = store.image_bytes(key, episode, step)
+            if not data or is_common(data):
+                return data
         return store.rgb(key, episode, step)
     value = columns[key][step]
     if entry.how in ("task", "text"):
