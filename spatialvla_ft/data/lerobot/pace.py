@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.lerobot.store import LeRobotStore
 from spatialvla_ft.data.lerobot.video import Decoder
 
@@ -44,24 +45,34 @@ def measure_pace(store: LeRobotStore, key: str) -> Pace | None:
     Raises:
         DatasetError: the video is missing or damaged.
     """
-    path = store.episodes.clips[key].path(0)
-    decoder = Decoder(store.folder / path, store.info.fps)
+    clips, fps = store.episodes.clips[key], store.info.fps
+    path = clips.path(_first(store, key))
+    decoder = Decoder(store.folder / path, fps)
     try:
         interval = decoder.key_interval
         if interval is None or interval < FEW_KEY_FRAMES:
             return None if interval is None else Pace(path, interval, None)
-        moments = [store.moment(key, *step)[1] for step in _some_steps(store, key)]
+        moments = [clips.starts[e] + step / fps for e, step in _some_steps(store, key)]
         begin = time.perf_counter()
         for seconds in moments:
             decoder.frame(seconds, "rgb24")
         return Pace(path, interval, len(moments) / (time.perf_counter() - begin))
+    except DatasetError:
+        return Pace(path, interval, None)  # frames elsewhere: reading the samples tells
     finally:
         decoder.close()
 
 
+def _first(store: LeRobotStore, key: str) -> int:
+    """The first episode with steps and a place."""
+    usable = (store.episode_lengths > 0) & store.episodes.clips[key].places.known
+    return int(np.argmax(usable))
+
+
 def _some_steps(store: LeRobotStore, key: str) -> list[tuple[int, int]]:
     """(episode, step) of a few frames of the first video, anywhere in it."""
-    inside = store.episodes.clips[key].places.same_file(0) & (store.episode_lengths > 0)
+    places = store.episodes.clips[key].places
+    inside = places.same_file(_first(store, key)) & (store.episode_lengths > 0)
     episodes = np.flatnonzero(inside).tolist()
     ends = np.cumsum(store.episode_lengths[episodes])
     frames = np.random.default_rng(0).integers(0, ends[-1], TIMED)
@@ -73,9 +84,9 @@ def _some_steps(store: LeRobotStore, key: str) -> list[tuple[int, int]]:
 def warn_where_slow(store: LeRobotStore, keys: Iterable[str]) -> None:
     """Warn of the videos, by their feature, whose random frames come slowly; say the cure."""
     for key in keys:
-        if store.feature(key).dtype != "video" or not len(store.episodes):
+        if store.feature(key).dtype != "video" or not store.episode_lengths.any():
             continue
-        if not (store.folder / store.episodes.clips[key].path(0)).is_file():
+        if not (store.folder / store.episodes.clips[key].path(_first(store, key))).is_file():
             continue  # opened for its columns alone; reading a picture tells
         pace = measure_pace(store, key)
         if pace is None or pace.frames_per_second is None or pace.frames_per_second >= SLOW:

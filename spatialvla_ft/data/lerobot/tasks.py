@@ -79,7 +79,7 @@ def _column_of_words(table: pa.Table, path: Path) -> str:
 
 
 def _is_large(kind: pa.DataType) -> bool:
-    return pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def task_troubles(
