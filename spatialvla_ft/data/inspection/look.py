@@ -198,7 +198,12 @@ def inspect_dataset(
         ),
         *episode_rules.instructions(said),
         *episode_rules.control_rate(card.control_hz, measured),
-        *(finding for view in views.values() for finding in view.findings),
+        *(
+            finding
+            for view in views.values()
+            for finding in view.findings
+            if not any(known.evidence in finding.evidence for known in of_files)
+        ),
         *(finding for column in points for finding in column.findings),
     ]
     finite = action.values[np.isfinite(action.values).all(axis=1)]
