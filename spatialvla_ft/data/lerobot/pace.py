@@ -48,10 +48,11 @@ def measure_pace(store: LeRobotStore, key: str) -> Pace | None:
     clips, fps = store.episodes.clips[key], store.info.fps
     path = clips.path(_first(store, key))
     decoder = Decoder(store.folder / path, fps)
+    interval = decoder.key_interval
+    if interval is None or interval < FEW_KEY_FRAMES:
+        decoder.close()
+        return None if interval is None else Pace(path, interval, None)
     try:
-        interval = decoder.key_interval
-        if interval is None or interval < FEW_KEY_FRAMES:
-            return None if interval is None else Pace(path, interval, None)
         moments = [clips.starts[e] + step / fps for e, step in _some_steps(store, key)]
         begin = time.perf_counter()
         for seconds in moments:

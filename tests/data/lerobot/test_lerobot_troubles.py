@@ -100,6 +100,36 @@ def test_overlapping_clips(folder):
     assert number_of(shared[len(shared) - 1].images["primary"]) == picture_number(0, 3, 3)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        (
+            "to_timestamp",
+            1.3,
+            r"episode 1 has 12 steps, 1\.200 s at 10 fps, its clip 0\.700 to 1\.3",
+        ),
+        (
+            "from_timestamp",
+            None,
+            r"episode 1: videos/.*/from_timestamp is empty, it must be seconds",
+        ),
+        ("from_timestamp", -3.0, r"from_timestamp is -3, it must be seconds from 0"),
+        (
+            "file_index",
+            float("nan"),
+            r"episode 1: videos/.*/file_index is empty, it must be a whole",
+        ),
+        ("file_index", 0.5, r"file_index is 0\.5, it must be a whole number"),
+        ("chunk_index", -1, r"chunk_index is -1, it must be a whole number"),
+    ],
+)
+def test_places_that_cannot_be(folder, column, value, said):
+    edit_table(folder, lambda rows: rows[1].update({f"videos/{KEY}/{column}": value}))
+    with pytest.raises(DatasetError, match=rf"(?s)arm.*camera '{KEY}': .*{said}.*again"):
+        open_dataset(folder, card=None)
+    assert open_dataset(folder, card=None, cameras=[]).actions().shape == (34, 4)
+
+
 def test_cameras_that_are_not_read_may_be_wrong(tmp_path):
     folder = write(tmp_path / "arm", "v3.0", cameras=("wrist", "front"), depth=False)
     edit_table(folder, overlap)
