@@ -50,6 +50,15 @@ def test_the_simulation_and_the_data_layer_do_without_torch():
     assert python(code, SPATIALVLA_FT_LIGHT="1") == "False"
 
 
+def test_handing_episodes_to_the_writer_needs_no_simulator():
+    """Nor does writing them: TensorFlow and a graphics library in one process end in a crash."""
+    code = (
+        "import sys, spatialvla_ft.sim.recorder, spatialvla_ft.sim.rlds; "
+        "print([m for m in ('torch', 'tensorflow', 'mujoco', 'OpenGL') if m in sys.modules])"
+    )
+    assert python(code, SPATIALVLA_FT_LIGHT="1", MUJOCO_GL="osmesa") == "[]"
+
+
 def test_no_file_names_a_path_of_some_machine():
     """A path like the one this test runs in has no place in the package or its documents."""
     here = str(ROOT)

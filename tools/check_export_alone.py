@@ -80,12 +80,37 @@ def check(folder: str) -> dict[str, Any]:
                 with safe_open(str(Path(again) / "model.safetensors"), "pt") as opened:
                     names = [n for n in opened.keys() if n.startswith("vision_tower.")]  # noqa: SIM118
                 report["released_names"] = all(".vision_model." in name for name in names)
+    report |= doors(processor)
     report["same"] = all(
         r["ids_equal"] and r["actions"] <= TOLERANCE for r in report.values() if isinstance(r, dict)
     )
     report["code"] = [type(model).__module__, type(processor).__module__]
     report["package"] = [name for name in sys.modules if name.split(".")[0] in BLOCKED]
     return report
+
+
+def doors(processor: Any) -> dict[str, Any]:
+    """How its code reads a picture of floats, and depth in whole numbers."""
+    import numpy as np
+
+    if processor.layout.proprio_dim is not None:
+        return {}
+    views = processor.layout.num_views
+    picture = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    K = np.array([[60.0, 0, 32], [0, 60, 20], [0, 0, 1]])
+
+    def pixels(one: Any, **more: Any) -> Any:
+        call = {"images": [[one] * views], "text": "go", "intrinsic": K, **more}
+        return processor(**call)["pixel_values"]
+
+    floats = np.moveaxis(picture, -1, 0).astype(np.float32) / 255
+    try:
+        pixels(picture, depth=np.full((40, 64), 700, np.uint16))
+        refused = "no"
+    except ValueError as error:
+        refused = str(error)
+    difference = float((pixels(floats) - pixels(picture)).abs().max())
+    return {"float_pictures": difference, "integer_depth": refused}
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from ..processes import ChildError, how_it_ended
+
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -45,7 +47,7 @@ class Child:
         """Send a value as JSON, wait for the answer.
 
         Raises:
-            OSError: the program ended; its last words are quoted.
+            ChildError: the program ended; its last words are quoted.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -56,9 +58,9 @@ class Child:
         except BrokenPipeError:
             line = ""
         if not line:
-            self._process.wait()
+            how = how_it_ended(self._process.wait())
             self._errors.seek(0)
-            raise OSError(f"{self.module} ended: {self._errors.read()[-2000:]}")
+            raise ChildError(f"{self.module} ended with {how}: {self._errors.read()[-2000:]}")
         answer: dict[str, float] = json.loads(line)
         return answer
 
@@ -87,7 +89,7 @@ def run(module: str, arguments: Sequence[str]) -> None:
     """Run `python -m module arguments` to its end.
 
     Raises:
-        OSError: it failed; its last words are quoted.
+        ChildError: it failed; its last words are quoted.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -97,4 +99,5 @@ def run(module: str, arguments: Sequence[str]) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise OSError(f"{module} failed: {done.stderr[-2000:]}")
+        how = how_it_ended(done.returncode)
+        raise ChildError(f"{module} failed with {how}: {done.stderr[-2000:]}")

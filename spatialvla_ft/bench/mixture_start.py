@@ -27,6 +27,7 @@ from ..data.rlds.info import feature_hash, read_dataset_info, shard_table
 from ..data.rlds.store import open_store
 from ..data.sampler import Sampler
 from ..data.statistics import dataset_statistics
+from ..processes import ChildError, how_it_ended
 
 BATCH_ROWS = 65_536
 _CARD = """\
@@ -180,7 +181,10 @@ def measure_start(root: Path, parts: dict[str, Part]) -> Start:
     )
     content = json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
     command = [sys.executable, "-c", code, str(root), content]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        how = how_it_ended(done.returncode)
+        raise ChildError(f"starting the mixture failed with {how}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout)
     return Start(**found)
 

@@ -73,7 +73,7 @@ def adapt(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     began = time.perf_counter()
     view = _View(console, quiet=as_json)
-    with fail_with(ValueError, OSError, FloatingPointError, NeedsPersonError):
+    with fail_with(NeedsPersonError):
         if not base:
             raise ValueError(
                 "give the checkpoint to start from: --base FOLDER, or --base OWNER/NAME on the Hub"

@@ -62,7 +62,7 @@ def bench(
     """
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         reports = [_measure(part, size, device, rounds, plot) for part in parts or list(Part)]
         result = {"reports": [report.to_dict() for report in reports]}
         if out is not None:

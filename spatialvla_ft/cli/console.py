@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from spatialvla_ft.processes import ChildError, loader_death
 
 if TYPE_CHECKING:
     from spatialvla_ft.training.run import Run
@@ -21,15 +23,36 @@ QUIET_SECONDS = 30
 """Between two lines where nobody watches."""
 
 
+REFUSALS = (ValueError, OSError, FloatingPointError, ChildError)
+"""Errors whose messages are written for people: work that was refused, or cannot be done here."""
+
+
 @contextmanager
-def fail_with(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn these errors, whose messages are written for people, into a line and exit code 1."""
+def fail_with(*more: type[Exception]) -> Iterator[None]:
+    """The one rule for exit codes: refused work is a line on stderr and exit code 1.
+
+    Typer itself ends with 2 where an option or argument is used wrongly; training that a signal
+    stopped ends with 75. Anything else is a fault of ours and keeps its traceback.
+
+    Args:
+        *more: errors of this command, beside `REFUSALS`, whose messages are for people.
+    """
     try:
         yield
-    except kinds as error:
-        console = Console(stderr=True, soft_wrap=True)
-        console.print("[bold red]error:[/]", Text(str(error)), highlight=False)
-        raise typer.Exit(1) from error
+    except (*REFUSALS, *more) as error:
+        refuse(error)
+    except RuntimeError as error:
+        death = loader_death(error)
+        if death is None:
+            raise
+        refuse(death)
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Say an error in one line and end with exit code 1."""
+    console = Console(stderr=True, soft_wrap=True)
+    console.print("[bold red]error:[/]", Text(str(error)), highlight=False)
+    raise typer.Exit(1) from error
 
 
 class TrainingLog:

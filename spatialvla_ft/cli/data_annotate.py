@@ -81,7 +81,7 @@ def annotate(
     """
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, RuntimeError, OSError), _progress() as advance:
+    with fail_with(), _progress() as advance:
         report = _annotate(
             dataset, out, card, by, column, tool_position, offset, closed_below, open_above, steady,
             name, plot, advance,

@@ -65,7 +65,7 @@ def convert(
     """
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, RuntimeError, OSError), _progress() as advance:
+    with fail_with(), _progress() as advance:
         from spatialvla_ft.data.lerobot.info import is_lerobot
 
         place, label = _fetched(src)
@@ -178,7 +178,8 @@ def _to_rlds(
     refuse_within(target, src)
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} exists and is not empty; remove it, or give another --name")
-    with Worker("spatialvla_ft.data.lerobot.convert_process:run", src, dst, name) as writer:
+    target, role = "spatialvla_ft.data.lerobot.convert_process:run", "the process that writes RLDS"
+    with Worker(target, src, dst, name, role=role) as writer:
         while isinstance(message := writer.recv(), int):
             advance(message, len(store.episodes))
     path, report = message

@@ -41,7 +41,7 @@ def depth(
 
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         import torch
 
         from spatialvla_ft.data import open_dataset

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.console import fail_with
+
 
 class BadRecord(StrEnum):
     """What to do about a record that cannot be read."""
@@ -49,32 +51,29 @@ def index(
         TransferSpeedColumn,
     )
 
-    from spatialvla_ft.data import DatasetError, build_index
+    from spatialvla_ft.data import build_index
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("shards", total=None)
-            scanned, start = 0, time.perf_counter()
+    bars = Progress(*columns, console=Console(stderr=True), transient=True)
+    with fail_with(), bars as progress:
+        task = progress.add_task("shards", total=None)
+        scanned, start = 0, time.perf_counter()
 
-            def advance(done: int, total: int) -> None:
-                nonlocal scanned
-                scanned = done
-                progress.update(task, completed=done, total=total)
+        def advance(done: int, total: int) -> None:
+            nonlocal scanned
+            scanned = done
+            progress.update(task, completed=done, total=total)
 
-            found = build_index(
-                dataset_dir,
-                out=out,
-                verify_crc=crc,
-                rebuild=rebuild,
-                progress=advance,
-                workers=workers,
-                on_bad_record=on_bad_record.value,
-            )
-            seconds = time.perf_counter() - start
-    except (DatasetError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        found = build_index(
+            dataset_dir,
+            out=out,
+            verify_crc=crc,
+            rebuild=rebuild,
+            progress=advance,
+            workers=workers,
+            on_bad_record=on_bad_record.value,
+        )
+        seconds = time.perf_counter() - start
     summary: dict[str, Any] = {
         "dataset": f"{found.name}/{found.version}",
         "index": str(found.path),

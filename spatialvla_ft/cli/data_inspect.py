@@ -50,19 +50,17 @@ def inspect(
     from spatialvla_ft.data import DatasetError
     from spatialvla_ft.data.inspection import draft_for, inspect_dataset
 
-    if draft_card is not None and draft_card.exists():
-        with fail_with(DatasetError, OSError):
+    with fail_with():
+        if draft_card is not None and draft_card.exists():
             raise DatasetError(f"--draft-card: {draft_card} exists; give another file")
-    with fail_with(DatasetError, OSError):
         seen = inspect_dataset(dataset_dir, card=card, split=split, episodes=episodes)
         if draft_card is not None:
             draft = seen.draft or draft_for(seen.source, split=split, episodes=episodes)
             draft_card.parent.mkdir(parents=True, exist_ok=True)
             draft_card.write_text(draft.to_yaml(), encoding="utf-8")
-    if out is not None:
-        from spatialvla_ft.viz.inspection import write_inspection
+        if out is not None:
+            from spatialvla_ft.viz.inspection import write_inspection
 
-        with fail_with(OSError):
             write_inspection(seen, out)
     if as_json:
         typer.echo(json.dumps(seen.to_dict()))

@@ -41,7 +41,7 @@ def push(
     from spatialvla_ft.cli.console import fail_with
     from spatialvla_ft.cli.hub import hub_token, list_files
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         from spatialvla_ft.data.lerobot.hub import HUB, is_private, push_dataset
         from spatialvla_ft.data.lerobot.push_plan import plan_dataset
 

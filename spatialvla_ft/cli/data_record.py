@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spatialvla_ft.cli.console import fail_with
+
 if TYPE_CHECKING:
     from spatialvla_ft.sim.recorder import Tally
 
@@ -48,7 +50,7 @@ def record(
 
     Example: spatialvla-ft data record --robot robot_a --task touch --episodes 200 --out datasets
     """
-    try:
+    with fail_with():
         summary = _record(
             out=out,
             robot_name=robot,
@@ -63,9 +65,6 @@ def record(
             workers=workers,
             name=name,
         )
-    except (ValueError, RuntimeError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
     if as_json:
         typer.echo(json.dumps(summary))
     else:

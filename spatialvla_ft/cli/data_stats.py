@@ -63,7 +63,7 @@ def stats(
     from spatialvla_ft.cli.console import fail_with
     from spatialvla_ft.cli.scanning import check_workers
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         at_once = check_workers(workers)
         if (dataset_dir is None) == (mixture is None):
             raise ValueError("give a dataset directory or --mixture NAME, and not both")

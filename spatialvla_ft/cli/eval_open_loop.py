@@ -12,6 +12,9 @@ import typer
 def open_loop(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or adapter folder.")],
     dataset: Annotated[Path, typer.Argument(help="RLDS dataset directory.")],
+    base: Annotated[
+        str | None, typer.Option(help="An adapter's base, if it is not where it was.")
+    ] = None,
     card: Annotated[Path | None, typer.Option(help="Dataset card; default card.yaml.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     unnorm_key: Annotated[
@@ -31,12 +34,12 @@ def open_loop(
 
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         from spatialvla_ft.data import open_dataset
         from spatialvla_ft.evaluation.open_loop import run_open_loop
         from spatialvla_ft.models.lora import load_policy_model
 
-        model, processor = load_policy_model(checkpoint)
+        model, processor = load_policy_model(checkpoint, base=base)
         data = open_dataset(
             dataset,
             card=card,

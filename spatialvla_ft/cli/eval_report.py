@@ -25,7 +25,7 @@ def report(
     from spatialvla_ft.cli.console import fail_with
 
     console = Console(stderr=True)
-    with fail_with(ValueError, OSError):
+    with fail_with():
         from spatialvla_ft.viz.gate import judge
         from spatialvla_ft.viz.report import write_page
         from spatialvla_ft.viz.run_files import read_run

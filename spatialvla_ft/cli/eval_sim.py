@@ -14,6 +14,9 @@ def sim(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint or adapter folder, for --policy model.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="An adapter's base, if it is not where it was.")
+    ] = None,
     policy: Annotated[str, typer.Option(help="model, no-motion or mean-action.")] = "model",
     task: Annotated[list[str] | None, typer.Option(help="Task, repeatable.")] = None,
     episodes: Annotated[int, typer.Option(help="Episodes per task.")] = 50,
@@ -65,7 +68,7 @@ def sim(
     from spatialvla_ft.cli.console import fail_with
     from spatialvla_ft.sim.layout import distractor_counts
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         if episodes < 1:
             raise ValueError(f"--episodes is {episodes}; it must be at least 1")
         counts = distractor_counts(distractors)
@@ -80,7 +83,7 @@ def sim(
             one: episodes + (len(scenes_to_swap(one, seeds, counts)) if swap_test else 0)
             for one in task or ["touch"]
         }
-        acting = _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads)
+        acting = _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, threads)
         if depth is not None:
             acting = _with_depth(acting, depth, depth_resolution, depth_every)
         results = []
@@ -166,7 +169,7 @@ def _cells(share) -> tuple[str, str]:
     return f"{share.count}/{share.trials} = {share.rate:.0%}", f"{low:.0%} .. {high:.0%}"
 
 
-def _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads):
+def _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, threads):
     if policy not in ("model", "no-motion", "mean-action"):
         raise ValueError(f"--policy is {policy!r}; use model, no-motion or mean-action")
     if policy == "model" and checkpoint is None:
@@ -190,7 +193,7 @@ def _policy(policy, checkpoint, dataset, unnorm_key, execute, name, threads):
         torch.set_num_threads(threads)
     if not checkpoint.is_dir():
         raise ValueError(f"--checkpoint {checkpoint} is no folder")
-    model, processor = load_policy_model(checkpoint)
+    model, processor = load_policy_model(checkpoint, base=base)
     return policies.ModelPolicy(
         model, processor, unnorm_key=unnorm_key, execute=execute, name=name or checkpoint.name
     )

@@ -58,7 +58,7 @@ def export(
     """
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         if verify is not None:
             if source is not None or out is not None:
                 raise ValueError(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spatialvla_ft.cli.console import fail_with
+
 if TYPE_CHECKING:
     from spatialvla_ft.actions.compare import Trial
     from spatialvla_ft.data.fits import MixtureActions
@@ -59,7 +61,7 @@ def compare(
     from spatialvla_ft.data.statistics import dataset_statistics
 
     lines = []
-    try:
+    with fail_with():
         given: list[tuple[str, MixtureActions]] = []
         for source in sources or []:
             dataset = open_dataset(source, card=None, split=split)
@@ -82,9 +84,6 @@ def compare(
         if made_up:
             for name, normalised in made_up_sources().items():
                 lines += compare_grids(name, normalised, None, min_sigma=min_sigma)
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
         typer.echo(json.dumps([line.to_dict() for line in lines]))
         return

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.console import fail_with
+
 if TYPE_CHECKING:
     from spatialvla_ft.actions import ActionGrid
     from spatialvla_ft.cli.grids_input import GridActions
@@ -95,7 +97,7 @@ def fit(
     from spatialvla_ft.cli.grids_input import read_actions, read_bins, read_mixture
     from spatialvla_ft.cli.scanning import check_workers
 
-    try:
+    with fail_with():
         if (source is None) == (mixture is None):
             raise ValueError("give INPUT or --mixture NAME, and not both")
         if source is not None:
@@ -125,9 +127,6 @@ def fit(
             save_grid_plot(plot, grid, given.sample, title=f"Action grid of {given.name}")
         if out is not None:
             save_grid(grid, out)
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     report |= {"out": out and str(out), "plot": plot and str(plot)}
     if as_json:
         typer.echo(json.dumps(report))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from spatialvla_ft.cli.console import fail_with
+
 
 def plot(
     grid_file: Annotated[
@@ -36,14 +38,11 @@ def plot(
     from spatialvla_ft.cli.grids_input import read_actions
     from spatialvla_ft.viz.grids import save_grid_plot
 
-    try:
+    with fail_with():
         grid = load_grid(grid_file)
         given = None if actions is None else read_actions(actions, card=card, split=split)
         title = f"Action grid {grid_file.name}" + (f" on {given.name}" if given else "")
         save_grid_plot(out, grid, None if given is None else given.sample, title=title)
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
         count = 0 if given is None else len(given.sample)
         typer.echo(json.dumps({"plot": str(out), "bins": list(grid.bins), "num_actions": count}))

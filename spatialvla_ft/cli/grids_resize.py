@@ -38,7 +38,7 @@ def resize(
     """
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         if (grid is None) == (bins is None):
             raise ValueError(
                 "give exactly one of --grid grid.json (`spatialvla-ft grids fit` writes it) and "

@@ -53,7 +53,7 @@ def init_base(
     """
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         from spatialvla_ft.export.checkpoint import DTYPES, write_layout
         from spatialvla_ft.export.folder import appears_whole, even_modes, refuse_used
 

@@ -34,7 +34,9 @@ from spatialvla_ft.cli import (
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Fine-tune, evaluate and ship spatial vision-language-action models for robots.",
+    help="Fine-tune, evaluate and ship spatial vision-language-action models for robots.\n\n"
+    "Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 an option or argument "
+    "used wrongly; 75 training stopped by a signal, to be continued.",
 )
 data = typer.Typer(no_args_is_help=True, help="Record, index and look at demonstrations.")
 grids = typer.Typer(no_args_is_help=True, help="Fit, look at and change adaptive action grids.")

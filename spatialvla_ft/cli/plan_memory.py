@@ -53,7 +53,7 @@ def plan_memory(
     """
     from spatialvla_ft.cli.console import fail_with
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         from spatialvla_ft.bench import memory_plan as bench
         from spatialvla_ft.bench.memory_advice import first_that_fits
         from spatialvla_ft.bench.workloads import config_of

@@ -41,7 +41,7 @@ def push(
     from spatialvla_ft.cli.console import fail_with
     from spatialvla_ft.cli.hub import hub_token
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         from spatialvla_ft.export.push_plan import plan_push
 
         plan = plan_push(folder, repo, verify=not skip_verify, base=base)

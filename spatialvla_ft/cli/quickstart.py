@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spatialvla_ft.cli.stages import Stage, StageError, StageRunner
+from spatialvla_ft.cli.stages import Stage, StageRunner
 
 if TYPE_CHECKING:
     from spatialvla_ft.viz.gate import Verdict
@@ -67,7 +67,7 @@ def quickstart(
         else:
             console.print(f"{clock}  [green]done[/] {stage.title} [dim]({seconds:.0f} s)[/]")
 
-    with fail_with(StageError, OSError):
+    with fail_with():
         if not RECIPES.is_dir():
             raise OSError(f"{RECIPES} is missing; run the quickstart from a clone of the project")
         if not resume:

@@ -145,7 +145,8 @@ def _in_process(target: str, argument: Any, advance: Callable[[], None]) -> Mapp
     """What a process of its own answers; every message 1 before that is progress."""
     from spatialvla_ft.sim.worker import Worker
 
-    with Worker(f"{PROCESSES}:{target}", argument) as worker:
+    role = "a process that reads the actions"
+    with Worker(f"{PROCESSES}:{target}", argument, role=role) as worker:
         while not isinstance(message := worker.recv(), dict):
             advance()
     return message

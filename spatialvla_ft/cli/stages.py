@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spatialvla_ft.processes import ChildError, how_it_ended
+
 POLL_SECONDS = 0.1
 
 
@@ -47,7 +49,7 @@ class _Running:
     started: float
 
 
-class StageError(RuntimeError):
+class StageError(ChildError):
     """A stage failed; the message holds its command and the end of its log."""
 
 
@@ -132,7 +134,7 @@ class StageRunner:
             log = self.log_of(one.stage)
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise StageError(
-                f"stage {one.stage.name!r} failed (exit code {one.process.returncode}):\n"
+                f"stage {one.stage.name!r} failed, {how_it_ended(one.process.returncode)}:\n"
                 f"  {one.stage.command}\n{tail}\nthe whole log: {log}"
             )
         self.on_change(one.stage, seconds)

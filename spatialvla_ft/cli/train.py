@@ -40,7 +40,7 @@ def train(
     from spatialvla_ft.cli.console import fail_with, training_progress
     from spatialvla_ft.cli.train_summary import best_and_last, summary, validation_losses
 
-    with fail_with(ValueError, FloatingPointError, OSError):
+    with fail_with():
         from spatialvla_ft.training.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides or [])

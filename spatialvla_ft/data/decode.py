@@ -13,6 +13,7 @@ from PIL import Image
 
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.depth.usable import usable
+from spatialvla_ft.pictures import described
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 FORMATS = {
@@ -47,7 +48,11 @@ def decode_rgb(data: bytes, *, fast_dct: bool = True) -> UInt8[np.ndarray, "H W 
         return rgb
     pixels = _decode(data)
     if pixels.dtype != np.uint8:
-        raise DatasetError(f"an RGB image of {pixels.dtype}; 8 bits per channel are supported")
+        raise DatasetError(
+            f"a picture of {described(pixels)}; 8 bits per channel are read: convert it, e.g. by "
+            "(picture / 65535 * 255).round().astype(np.uint8) where 65535 is white, or name it "
+            "under depth: if it is depth"
+        )
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.shape[2] in (1, 2):

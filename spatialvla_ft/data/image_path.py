@@ -24,6 +24,7 @@ from jaxtyping import Float32, Float64, UInt8
 from spatialvla_ft.data.colour import UNCHANGED, Jitter, Pixels, recolour
 from spatialvla_ft.data.sample import Sample
 from spatialvla_ft.data.transforms import Seen, crop_intrinsics, resize_rgb, scale_intrinsics
+from spatialvla_ft.pictures import rgb_bytes
 
 ImagePath = Literal["parity", "fast"]
 
@@ -85,12 +86,16 @@ def fit_step(
         path: see the module.
         regions: what is shown, by slot; the whole picture where none is given.
         jitters: colour changes by slot.
+
+    Raises:
+        ValueError: a picture that can be read in more than one way, see `rgb_bytes`.
     """
     regions, jitters = regions or {}, jitters or {}
     images: dict[str, np.ndarray] = {}
     intrinsics = dict(step.intrinsics)
     depth = None if step.depth is None else dict(step.depth)
-    for slot, image in step.images.items():
+    for slot, given in step.images.items():
+        image = rgb_bytes(given, f"the picture of camera {slot!r}")
         pixels, shown = fit(image, size, path, regions.get(slot, WHOLE))
         images[slot] = recolour(pixels, jitters.get(slot, UNCHANGED))
         if slot in intrinsics:

@@ -14,6 +14,7 @@ from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.index import FrameIndex
 from spatialvla_ft.data.rlds.info import read_dataset_info
+from spatialvla_ft.pictures import rgb_bytes
 
 
 class RldsStore:
@@ -67,7 +68,13 @@ class RldsStore:
 
     def check_image(self, key: str, *, depth: bool) -> None:
         """DatasetError unless the dataset has this feature; pixels may be a plain tensor."""
-        self.index.leaf(key)
+        leaf = self.index.leaf(key)
+        if not depth and leaf.kind == "image" and leaf.dtype != np.uint8:
+            raise DatasetError(
+                f"{key!r} of {self.label} is an image of {leaf.dtype}, and a camera's picture has "
+                "8 bits per channel: name it under depth: if it is depth, or write the dataset "
+                "again with uint8"
+            )
 
     def trajectory(
         self, episode: int, keys: tuple[str, ...], steps: range | None = None
@@ -82,8 +89,11 @@ class RldsStore:
     def rgb(self, key: str, episode: int, step: int) -> UInt8[np.ndarray, "H W 3"] | None:
         """A decoded picture; None where the bytes are empty."""
         if self.index.leaf(key).kind != "image":
-            pixels: np.ndarray = self.index.value(key, episode, step)
-            return pixels
+            where = f"{key!r} of {self.label}, episode {episode}, step {step}"
+            try:
+                return rgb_bytes(self.index.value(key, episode, step), where)
+            except ValueError as error:
+                raise DatasetError(str(error)) from None
         data = self.index.image_bytes(episode, step, key)
         return decode_rgb(data, fast_dct=self.fast_dct) if data else None
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..pictures import described
 from .cache import DepthCache, picture_key
 from .packing import rounded
 from .protocol import DepthEstimator, check_pictures
@@ -72,5 +73,7 @@ def _as_stored(pictures: Float[Tensor, "B 3 H W"]) -> list[np.ndarray]:
 
 
 def from_bytes(pictures: np.ndarray) -> Float[Tensor, "B 3 H W"]:
-    """(B, H, W, 3) bytes as an estimator takes them."""
+    """(B, H, W, 3) bytes as an estimator takes them; ValueError for another type."""
+    if pictures.dtype != np.uint8:
+        raise ValueError(f"pictures must be bytes, got {described(pictures)}; see `rgb_bytes`")
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255

@@ -26,10 +26,12 @@ def pack(metres: Float32[np.ndarray, "H W"]) -> bytes:
         metres: positive and finite, between 0.06 mm and 65 km.
 
     Raises:
-        ValueError: a pixel outside that range, or another shape.
+        ValueError: a pixel outside that range, or another shape or type.
     """
     if metres.ndim != 2 or metres.size == 0:
         raise ValueError(f"a depth map must be (H, W), got {metres.shape}")
+    if metres.dtype.kind != "f":
+        raise ValueError(f"a depth map is in metres, float32, got {metres.dtype}")
     if not usable(metres).all() or metres.min() < SMALLEST or metres.max() > LARGEST:
         raise ValueError(
             f"depth to be stored must be finite and {SMALLEST:g} .. {LARGEST:g} m, got "

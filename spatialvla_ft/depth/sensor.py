@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .holes import fill_holes
+from .metres import reading_in_metres
 from .protocol import check_pictures
 
 
@@ -19,7 +20,10 @@ class SensorDepth:
     reading to the model as it is, so that unknown pixels stay out of the means over cells.
 
     Args:
-        metres: registered to the pictures; 0, negative, NaN or infinite where unknown.
+        metres: floats, registered to the pictures; 0, negative, NaN or infinite where unknown.
+
+    Raises:
+        ValueError: another shape, or whole numbers, which are not metres.
     """
 
     name = "sensor"
@@ -28,7 +32,7 @@ class SensorDepth:
     def __init__(self, metres: Float[Tensor, "B H W"]) -> None:
         if metres.ndim != 3:
             raise ValueError(f"a reading must be (B, H, W) metres, got {tuple(metres.shape)}")
-        self.reading = metres.float()
+        self.reading = torch.from_numpy(reading_in_metres(metres, "the reading")).to(metres.device)
 
     @property
     def fingerprint(self) -> str:

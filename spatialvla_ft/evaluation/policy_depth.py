@@ -13,6 +13,7 @@ from ..data.sample import Observation
 from ..depth.cached import from_bytes
 from ..depth.every_nth import EveryNth
 from ..depth.protocol import DepthEstimator
+from ..pictures import rgb_bytes
 
 
 class _Estimated(Observation):
@@ -69,7 +70,8 @@ class WindowDepth:
             absent = [e for e, s in zip(episodes, steps, strict=True) if camera not in s.images]
             if absent:
                 raise ValueError(f"episodes {absent} show no picture of camera {camera!r}")
-            pictures = from_bytes(np.stack([step.images[camera] for step in steps]))
+            seen = [rgb_bytes(step.images[camera], f"camera {camera!r}") for step in steps]
+            pictures = from_bytes(np.stack(seen))
             K = None
             if all(camera in step.intrinsics for step in steps):
                 K = torch.from_numpy(np.stack([s.intrinsics[camera] for s in steps])).float()

@@ -11,9 +11,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..models.lora import BASE_FILE, ROWS_FILE, is_adapter
+from ..models.base_place import BASE_FILE, FROM_HERE, base_entry, find_base, read_base
+from ..models.lora import ROWS_FILE, is_adapter
 from ..models.outputs import run_model
-from .card import CardFacts, write_card
+from .card import CardFacts, model_title, write_card
 from .card_evaluation import Evaluations
 from .checkpoint import MakeInputs
 from .flatten import drop_auto_maps
@@ -100,7 +101,7 @@ def export_adapter(
             parameters = sum(math.prod(part.get_shape()) for part in slices)
             dtypes = sorted({part.get_dtype() for part in slices})
         facts = CardFacts(
-            title=out.name,
+            title=model_title(out, folder),
             config=model.config,
             processor=processor,
             parameters=parameters,
@@ -121,14 +122,17 @@ def export_adapter(
                 f"the written adapter, loaded again, answers differently ({verified}): nothing was "
                 "exported. This is a fault of the toolkit, please report it"
             )
-        place = hub_base or lineage.base
-        assert place is not None
-        _name_base(scratch / BASE_FILE, "base", place)
-        _name_base(scratch / PEFT_CONFIG, "base_model_name_or_path", place)
+        recorded = read_base(folder)
+        place = hub_base or find_base(folder, given=base)
+        named = hub_base or base or recorded["base"]
+        recorded.pop(FROM_HERE, None)
+        _rewrite(scratch / BASE_FILE, {**recorded, **base_entry(named, place, scratch)})
+        adapter = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        _rewrite(scratch / PEFT_CONFIG, {**adapter, "base_model_name_or_path": named})
     return AdapterExport(
         out=out,
         source=folder,
-        base=place,
+        base=named,
         fingerprint=lineage.fingerprint,
         parameters=parameters,
         inputs=inputs.origin,
@@ -136,6 +140,5 @@ def export_adapter(
     )
 
 
-def _name_base(file: Path, key: str, place: str) -> None:
-    content = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**content, key: place}, indent=2) + "\n", encoding="utf-8")
+def _rewrite(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

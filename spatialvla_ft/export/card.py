@@ -28,6 +28,18 @@ REPO = "OWNER/NAME"
 """Stands for the repository's name, which is known when the card is pushed."""
 ARXIV = "2501.15830"
 UNKNOWN = "unknown"
+NAMELESS = (
+    "adapter",
+    "checkpoint",
+    "export",
+    "exports",
+    "final",
+    "model",
+    "out",
+    "output",
+    "train",
+)
+"""Names of folders that do not tell one model from another."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,32 @@ class CardFacts:
 def write_card(folder: Path, facts: CardFacts) -> None:
     """Write README.md into a checkpoint folder."""
     (folder / CARD_FILE).write_text(str(make_card(facts)), encoding="utf-8")
+
+
+def model_title(out: Path, source: Path) -> str:
+    """What to call a model: its folder's name, or, where that says nothing, its run's.
+
+    Args:
+        out: where it is exported to.
+        source: checkpoint or adapter that it is made of.
+    """
+    run = [source, *source.parents][:3]
+    names = [path.name for path in (out.absolute(), *run, out.absolute().parent)]
+    return next((name for name in names if name and name.lower() not in NAMELESS), out.name)
+
+
+def card_for_repository(text: str, repo_id: str) -> str:
+    """The card as it lies in a repository: named after it, and with its name in the code.
+
+    A title that somebody changed since the export stays.
+    """
+    card = ModelCard(text.replace(REPO, repo_id))
+    old, new = card.data.get("model_name"), repo_id.split("/")[1]
+    if old is None or f"\n# {old}\n" not in card.content:
+        return str(card)
+    card.data.model_name = new
+    card.text = card.text.replace(f"\n# {old}\n", f"\n# {new}\n", 1)
+    return str(card)
 
 
 def make_card(facts: CardFacts) -> ModelCard:

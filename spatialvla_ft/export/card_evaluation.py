@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
+from ..evaluation.intervals import Share
 from ..evaluation.outcome import ClosedLoop
 
 BASELINES = ("no motion", "mean action")
@@ -66,18 +67,46 @@ def evaluation_section(evaluations: Evaluations) -> str:
         "## Evaluation",
         "",
         "Closed loop in the toolkit's tabletop simulation; N episodes per task, Wilson 95 % "
-        "intervals. Simulation says little about a real robot.",
+        "intervals. *Wrong object*: episodes that ended at a block that was not named. Simulation "
+        "says little about a real robot.",
         "",
-        "| policy | robot | task | successes / N | rate | 95 % interval | settings | file |",
-        "|---|---|---|---|---|---|---|---|",
+        "| policy | robot | task | successes / N | rate | 95 % interval | wrong object / N | "
+        "rate | 95 % interval | settings | file |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for file, results in evaluations.items():
-        for result in results:
-            low, high = result.interval
-            settings = ", ".join(f"{k} {v}" for k, v in sorted(result.settings.items()))
-            lines.append(
-                f"| {result.policy} | {result.robot} | {result.task} | {result.successes} / "
-                f"{result.episodes} | {result.rate:.1%} | {low:.1%} to {high:.1%} | {settings} | "
-                f"{file} |"
-            )
+    found = [(file, result) for file, results in evaluations.items() for result in results]
+    for file, result in found:
+        settings = ", ".join(f"{k} {v}" for k, v in sorted(result.settings.items()))
+        lines.append(
+            f"{_who(result)} | {_cells(result.solved)} | {_cells(result.wrong)} | {settings} | "
+            f"{file} |"
+        )
+    swapped = [(file, result, result.swap) for file, result in found if result.swap is not None]
+    if swapped:
+        lines += [
+            "",
+            "The swap test: the same scenes once more with the other word. *Followed*: each of "
+            "both words led to the block that it names; a policy that does not read follows in "
+            "none.",
+            "",
+            "| policy | robot | task | followed / N | rate | 95 % interval | by chance | solved "
+            "with the other word | wrong object with it | file |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+    for file, result, swap in swapped:
+        others = " | ".join(
+            f"{share.count} / {share.trials}" for share in (swap.solved, swap.wrong)
+        )
+        lines.append(
+            f"{_who(result)} | {_cells(swap.follows)} | {swap.chance:.1%} | {others} | {file} |"
+        )
     return "\n".join(lines)
+
+
+def _who(result: ClosedLoop) -> str:
+    return f"| {result.policy} | {result.robot} | {result.task}"
+
+
+def _cells(share: Share) -> str:
+    low, high = share.interval
+    return f"{share.count} / {share.trials} | {share.rate:.1%} | {low:.1%} to {high:.1%}"

@@ -14,7 +14,7 @@ from ..models.dtypes import cast_weights
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from .card import CardFacts, write_card
+from .card import CardFacts, model_title, write_card
 from .card_evaluation import Evaluations
 from .flatten import drop_auto_maps, write_code
 from .folder import appears_whole, even_modes, refuse_used
@@ -119,7 +119,7 @@ def export_checkpoint(
         write_stored(scratch, inputs, outputs, processor, model.config.action_token_begin_idx)
         parameters = sum(p.numel() for p in model.parameters())
         facts = CardFacts(
-            title=out.name,
+            title=model_title(out, folder),
             config=model.config,
             processor=processor,
             parameters=parameters,

@@ -26,8 +26,8 @@ ENTRIES = (
 SHAPES = "export.shapes"
 """Takes the place of jaxtyping."""
 
-NEEDED = ("torch", "transformers", "numpy", "scipy", "safetensors", "huggingface_hub")
-"""Libraries that exported code may import; torch and transformers bring all of them but scipy."""
+NEEDED = ("torch", "transformers", "numpy", "scipy", "PIL", "safetensors", "huggingface_hub")
+"""Libraries that exported code may import; torch and transformers bring all but scipy and PIL."""
 
 MODEL_CLASS = "modeling_spatialvla.SpatialVLAForConditionalGeneration"
 CONFIG_MAP = {

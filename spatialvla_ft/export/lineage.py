@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
+from ..models.base_place import BASE_FILE, FROM_HERE, HUB_ID, base_folder, read_base
 from ..models.configuration_spatialvla import SpatialVLAConfig
-from ..models.lora import BASE_FILE
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_DATASET = re.compile(r"hf:/{1,2}datasets/([\w.-]+/[\w.-]+)(?:@\S+)?")
 PALIGEMMA_IMAGE_TOKEN = 257152
 """Id of <image> in PaliGemma's vocabulary, by which a PaliGemma is known."""
@@ -80,19 +79,21 @@ def read_lineage(
         depth: bases followed so far.
     """
     recipe = _recipe(folder)
-    fingerprint = None
+    fingerprint, way = None, None
     named = ((recipe or {}).get("model") or {}).get("base")
     if (folder / BASE_FILE).is_file():
-        recorded = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
+        recorded = read_base(folder)
         named, fingerprint = recorded["base"], recorded["fingerprint"]
-    named = base or named
+        way = recorded.get(FROM_HERE)
+    named, way = base or named, None if base else way
+    place = None if named is None else base_folder(folder, named, way)
     fresh: bool | None = None
     licence, licences = None, _dataset_licences(folder)
     if recipe is not None and (recipe.get("model") or {}).get("new") is not None:
         fresh = True
-    elif named is not None and Path(named).is_dir() and depth < LONGEST_CHAIN:
-        earlier = read_lineage(Path(named), depth=depth + 1)
-        fresh, licence = earlier.fresh, _card_licence(Path(named)) or earlier.base_licence
+    elif place is not None and depth < LONGEST_CHAIN:
+        earlier = read_lineage(place, depth=depth + 1)
+        fresh, licence = earlier.fresh, _card_licence(place) or earlier.base_licence
         hub_base = hub_base or earlier.hub_base
         licences = {**earlier.dataset_licences, **licences}
     elif named is not None and _is_cached(named):

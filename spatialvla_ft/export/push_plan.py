@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.hub_files import LARGEST, REPO_ID, SECRET
+from ..models.base_place import BASE_FILE
 from ..models.loading_report import absent_shards, broken_files
-from ..models.lora import BASE_FILE, ROWS_FILE, is_adapter
+from ..models.lora import ROWS_FILE, is_adapter
 from ..models.stored import STORED_FILE
 from .adapter import PEFT_CONFIG, WEIGHTS
-from .card import CARD_FILE, REPO
+from .card import CARD_FILE, card_for_repository
 from .stored import VerifyReport, verify_export
 
 PROCESSOR_FILES = (
@@ -180,8 +181,7 @@ def _read(file: Path, repo_id: str) -> PushFile:
                 "Remove it, and revoke the token if it is real"
             )
         if file.name == CARD_FILE:
-            content = data.replace(REPO.encode(), repo_id.encode())
-            data = content
+            content = data = card_for_repository(data.decode(), repo_id).encode()
         size, sha256, blob = len(data), hashlib.sha256(data), _blob(len(data))
         blob.update(data)
     else:

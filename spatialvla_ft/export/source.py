@@ -12,12 +12,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from ..models.base_place import BASE_FILE
 from ..models.lora import (
-    BASE_FILE,
     ROWS_FILE,
     is_adapter,
     load_with_adapter,
     merge_adapter,
+    refuse_base_of_whole,
 )
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.outputs import run_model
@@ -89,10 +90,7 @@ def load_source(folder: Path, *, base: str | None = None) -> tuple[Loaded, Spati
     processor = SpatialVLAProcessor.from_pretrained(folder)
     if is_adapter(folder):
         return load_with_adapter(folder, base=base).eval(), processor
-    if base is not None:
-        raise ValueError(
-            f"--base is {base}, but {folder} is a whole checkpoint and needs no base; leave it out"
-        )
+    refuse_base_of_whole(folder, base)
     model = SpatialVLAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), processor
 

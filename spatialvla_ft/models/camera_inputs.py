@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ..depth.holes import mark_unknown
+from ..depth.metres import reading_in_metres
 from ..geometry.backprojection import scale_intrinsics
+from ..pictures import as_array
 
 
 def image_processor(image_size: int, patch_size: int) -> SiglipImageProcessorPil:
@@ -30,16 +32,6 @@ def image_processor(image_size: int, patch_size: int) -> SiglipImageProcessorPil
     )
     processor.image_seq_length = (image_size // patch_size) ** 2
     return processor
-
-
-def image_sides(image: Any) -> tuple[int, int]:
-    """(height, width) in pixels of a PIL image, an (H, W, 3) array or a (3, H, W) tensor."""
-    if hasattr(image, "height") and hasattr(image, "width"):
-        return int(image.height), int(image.width)
-    shape = tuple(image.shape)
-    if len(shape) != 3:
-        raise ValueError(f"an image must be (H, W, 3) or (3, H, W), got shape {shape}")
-    return (shape[0], shape[1]) if shape[-1] in (1, 3) else (shape[1], shape[2])
 
 
 def square_intrinsics(intrinsic: Any, height: int, width: int, size: int) -> Float[Tensor, "3 3"]:
@@ -58,9 +50,10 @@ def square_intrinsics(intrinsic: Any, height: int, width: int, size: int) -> Flo
 def square_depth(depth: Any, height: int, width: int, size: int) -> Float[Tensor, "S S"]:
     """Depth squashed to (size, size) by nearest neighbour, which never mixes two surfaces.
 
-    Values that are not finite or not positive become 0, 'unknown'.
+    Values that are not finite or not positive become 0, 'unknown'. Whole numbers raise ValueError,
+    and what can hardly be metres is warned of; see `reading_in_metres`.
     """
-    metres = torch.as_tensor(np.asarray(depth, dtype=np.float32)).squeeze()
+    metres = torch.as_tensor(reading_in_metres(depth)).squeeze()
     if metres.shape != (height, width):
         raise ValueError(
             f"depth has shape {tuple(metres.shape)}, its picture is {height} x {width}; depth must "
@@ -129,7 +122,9 @@ def per_view(value: Any, prompts: int, views: int, name: str) -> list[np.ndarray
             f"{name} has {len(nested)} prompts of {have} matrices; the pictures are {prompts} "
             f"prompt(s) of {views}: give one each"
         )
-    return [np.asarray(one) for part in nested for one in part]
+    flat = [one for part in nested for one in part]
+    listed = (list, tuple)
+    return [np.asarray(x) if isinstance(x, listed) else as_array(x, name) for x in flat]
 
 
 def _axes(value: Any) -> int:

@@ -21,18 +21,17 @@ from torch import Tensor
 from ..actions.adapt import adapt_embeddings
 from ..actions.grid import ActionGrid
 from .action_head import ACTION_HEAD, join_action_head, separate_action_head
+from .base_place import BASE_FILE, base_entry, find_base, read_base
 from .canary import BlindModelError, check_sight
 from .dtypes import cast_weights
 from .lora_targets import TARGETS
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
-from .released import refuse_no_place
 from .resize import set_action_rows
 from .small import ordered_table
 from .stored import read_stored
 
 ROWS_FILE = "spatial_rows.safetensors"
-BASE_FILE = "base.json"
 
 
 def attach_lora(
@@ -161,7 +160,7 @@ def save_adapter(
     processor.save_pretrained(folder)
     save_file({k: v.contiguous() for k, v in rows.items()}, str(folder / ROWS_FILE))
     content = {
-        "base": base,
+        **base_entry(base, base, folder),
         "fingerprint": base_fingerprint,
         "overrides": overrides or {},
         "action_token_counts": list(processor.grid.counts),
@@ -172,6 +171,14 @@ def save_adapter(
 def is_adapter(path: str | Path) -> bool:
     """Whether a folder holds an adapter rather than a whole model."""
     return (Path(path) / "adapter_config.json").is_file()
+
+
+def refuse_base_of_whole(path: str | Path, base: str | None) -> None:
+    """ValueError if a base is given for a checkpoint that is no adapter."""
+    if base is not None:
+        raise ValueError(
+            f"--base is {base}, but {path} is a whole checkpoint and needs no base; leave it out"
+        )
 
 
 def load_with_adapter(
@@ -187,15 +194,8 @@ def load_with_adapter(
     Raises:
         ValueError: the base is missing, or is another model than the one that was adapted.
     """
-    recorded = json.loads((folder / BASE_FILE).read_text())
-    source = base or recorded["base"]
-    try:
-        refuse_no_place(source)
-    except ValueError as error:
-        raise ValueError(
-            f"{folder} is an adapter of a base: {error}. Put the base back, or say where it lies "
-            "now with --base of `export` and `push`; an export with the base merged needs none"
-        ) from error
+    recorded = read_base(folder)
+    source = find_base(folder, given=base)
     # The fingerprint is of the stored values, so these are read before they are rounded.
     model = SpatialVLAForConditionalGeneration.from_pretrained(
         source, dtype=torch.float32, **recorded.get("overrides", {})
@@ -225,22 +225,29 @@ def merge_adapter(adapted: PeftModel) -> SpatialVLAForConditionalGeneration:
 
 
 def load_policy_model(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, canary: bool = True
+    path: str | Path,
+    *,
+    base: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    canary: bool = True,
 ) -> tuple[SpatialVLAForConditionalGeneration, SpatialVLAProcessor]:
     """Model in evaluation mode and its processor, from a checkpoint or an adapter folder.
 
     Args:
         path: checkpoint or adapter folder.
+        base: where an adapter's base lies now, if it moved.
         dtype: of the loaded weights.
         canary: check that the model sees and that its stored answers hold; see `canary.py`.
 
     Raises:
         BlindModelError: it does not, or weights were missing and would be random.
+        ValueError: an adapter's base is missing or another, or a whole checkpoint is given one.
     """
     processor = SpatialVLAProcessor.from_pretrained(path)
     if is_adapter(path):
-        model = load_with_adapter(Path(path), dtype=dtype).get_base_model()
+        model = load_with_adapter(Path(path), base=base, dtype=dtype).get_base_model()
     else:
+        refuse_base_of_whole(path, base)
         model, info = SpatialVLAForConditionalGeneration.from_pretrained(
             path, dtype=dtype, output_loading_info=True, allow_incomplete=True
         )

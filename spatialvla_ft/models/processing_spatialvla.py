@@ -26,8 +26,8 @@ from ..actions.grid import ActionGrid
 from ..actions.grid_io import from_processor_config, to_processor_config
 from ..actions.normalise import ActionStatistics, normalise, unnormalise
 from ..actions.tokenizer import SpatialActionTokenizer
+from ..pictures import rgb_bytes
 from .camera_inputs import (
-    image_sides,
     known_intrinsics,
     per_item,
     per_view,
@@ -119,7 +119,11 @@ class SpatialVLAProcessor(ProcessorMixin):
                 f"{source} has no processor_config.json, where the action grid, statistics and "
                 "intrinsics stand; it is not a SpatialVLA checkpoint"
             )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
+        # Its config is given because the one in the folder is of a type that transformers only
+        # knows where this package is installed; elsewhere it would say so, in a warning.
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, config=SpatialVLAConfig(), trust_remote_code=False, **hub
+        )
         image_processor = SiglipImageProcessorPil.from_pretrained(source, **hub)
         if not getattr(image_processor, "image_seq_length", None):
             image_processor.image_seq_length = image_tokens(source, **hub)
@@ -195,14 +199,15 @@ class SpatialVLAProcessor(ProcessorMixin):
         extrinsics come in the same order.
 
         Args:
-            images: RGB as PIL, (H, W, 3) uint8 array or (3, H, W) tensor, or a list of these;
+            images: RGB as PIL, or an array or tensor with the channels first or last, of uint8 or
+                of float in [0, 1] (`rgb_bytes` says what else is understood); or a list of these;
                 with N views a list of N, or a list of such lists.
             text: the instruction, or one per prompt.
             unnorm_key: dataset name(s), which select the intrinsics when none are given, and the
                 statistics of proprioception.
             suffix_actions: NORMALISED actions to learn, (T, dim) or (B, T, dim); one arm has dim 7.
             intrinsic: K in pixels of the picture as given, (3, 3), one per picture or one per view.
-            depth: metres, registered to the picture, (H, W) per picture; 0 or NaN unknown.
+            depth: metres, floats, registered to the picture, (H, W) per picture; 0 or NaN unknown.
             return_tensors: "pt", the only form the model takes.
             extrinsics: camera to a frame that the views of a prompt share, (N, 4, 4) or
                 (B, N, 4, 4), metres; None or NaN where not known.
@@ -216,6 +221,10 @@ class SpatialVLAProcessor(ProcessorMixin):
             and actions (B, T, dim) where suffix_actions are given. With N views those of the
             pictures have a second axis N, and camera_poses (B, N, 4, 4) come where extrinsics are
             given; proprio (B, W, K) where the layout has it.
+
+        Raises:
+            ValueError: something is missing, does not fit the rest, or can be read in more than
+                one way: pictures beyond [0, 1] that are not bytes, depth in whole numbers.
         """
         if images is None or text is None:
             raise ValueError("the processor needs images and text")
@@ -229,11 +238,15 @@ class SpatialVLAProcessor(ProcessorMixin):
                 f"got {len(prompts)} images and {len(texts)} texts; give each prompt one text"
             )
         keys = per_item(unnorm_key, len(prompts), "unnorm_key")
-        pictures = [picture for prompt in prompts for picture in prompt]
-        sides = [image_sides(picture) for picture in pictures]
+        given = [picture for prompt in prompts for picture in prompt]
+        names = [f"images[{i}]" for i in range(len(given))] if len(given) > 1 else ["images"]
+        pictures = [rgb_bytes(one, name) for one, name in zip(given, names, strict=True)]
+        sides = [picture.shape[:2] for picture in pictures]
 
         data: dict[str, Tensor] = {
-            "pixel_values": self.image_processor(pictures, return_tensors="pt")["pixel_values"],
+            "pixel_values": self.image_processor(
+                pictures, return_tensors="pt", input_data_format="channels_last"
+            )["pixel_values"],
             "intrinsics": self._intrinsics(intrinsic, keys, sides, assume_intrinsics),
         }
         if depth is not None:

@@ -6,17 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from transformers.utils import cached_file
 
 from .configuration_spatialvla import SpatialVLAConfig
+
+HUB_SECONDS = 5
+"""In which the Hub answers, or counts as out of reach."""
+ANSWERS = (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled)
+"""Errors that are not a matter of reach: what they mean shows when the file is asked for."""
 
 
 def read_processor_config(source: str | Path, **hub: Any) -> dict[str, Any] | None:
@@ -29,7 +37,7 @@ def read_json(source: str | Path, name: str, **hub: Any) -> dict[str, Any] | Non
 
     ValueError where that cannot be said: no such place, no access, or a Hub out of reach.
     """
-    refuse_no_place(source)
+    refuse_no_place(source, **hub)
     if Path(source).is_dir():
         path = Path(source) / hub.get("subfolder", "") / name
         if not path.is_file():
@@ -45,13 +53,38 @@ def read_json(source: str | Path, name: str, **hub: Any) -> dict[str, Any] | Non
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def refuse_no_place(source: str | Path) -> None:
-    """ValueError for what is neither a folder nor the form of a Hub repository's name."""
+def refuse_no_place(source: str | Path, **hub: Any) -> None:
+    """ValueError for what is neither a folder nor in reach as a Hub repository.
+
+    Said at once: the Hub's client itself tries for half a minute to reach what may be no more than
+    a misspelt folder.
+    """
     name = str(source)
-    if not Path(source).is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
+    if Path(source).is_dir():
+        return
+    if name.count("/") > 1 or name.startswith(("/", ".", "~")):
         raise ValueError(
             f"{source} is no folder; give a checkpoint folder, or OWNER/NAME on the Hub"
         )
+    if hub.get("local_files_only"):
+        return
+    error = asked_hub(name, hub.get("cache_dir"))
+    if error is not None and not isinstance(error, ANSWERS):
+        raise ValueError(f"{source}: {_unreached('it')} ({error})") from error
+
+
+def asked_hub(name: str, cache_dir: str | Path | None = None) -> Exception | None:
+    """What goes wrong when the Hub is asked once, briefly, for a repository; None if nothing does.
+
+    A repository whose config.json is in the cache is not asked for.
+    """
+    if isinstance(try_to_load_from_cache(name, "config.json", cache_dir=cache_dir), str):
+        return None
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except Exception as error:  # the HTTP client's own errors are of other classes in each release
+        return error
+    return None
 
 
 def hub_reason(error: BaseException, file: str) -> str | None:
@@ -68,12 +101,8 @@ def hub_reason(error: BaseException, file: str) -> str | None:
         )
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such revision: name a branch, tag or commit that it has"
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            f"there is no folder of this name, {file} is not in the cache and the Hub was not "
-            "reached (no connection, or offline mode): connect, or fetch the checkpoint where "
-            "there is a connection (`hf download OWNER/NAME --local-dir DIR`) and give that folder"
-        )
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return _unreached(file)
     if isinstance(error, EntryNotFoundError):
         return None
     if isinstance(error, HfHubHTTPError):
@@ -81,6 +110,14 @@ def hub_reason(error: BaseException, file: str) -> str | None:
     if "does not appear to have a file" in str(error):  # known to be absent from an earlier call
         return None
     return f"it cannot be read from the Hub ({error})"
+
+
+def _unreached(file: str) -> str:
+    return (
+        f"there is no folder of this name, {file} is not in the cache and the Hub was not "
+        "reached (no connection, or offline mode): connect, or fetch the checkpoint where "
+        "there is a connection (`hf download OWNER/NAME --local-dir DIR`) and give that folder"
+    )
 
 
 def image_tokens(source: str | Path, **hub: Any) -> int:

@@ -40,6 +40,14 @@ class SpatialVision(PreTrainedModel):
             proprio: normalised; needed where the config has `proprio_dim`.
             debug: collects intermediate tensors when given.
         """
+        for name, given, meant in (
+            ("pixel_values", pixel_values, "floats in [0, 1]"),
+            ("depth", depth, "metres, floats"),
+        ):
+            if given is not None and not given.is_floating_point():
+                raise ValueError(
+                    f"{name} must be {meant}, as the processor returns them, got {given.dtype}"
+                )
         views = self.config.num_views
         if pixel_values.ndim == 5:
             if pixel_values.shape[1] != views:

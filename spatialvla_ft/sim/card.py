@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float32
 
-from spatialvla_ft.sim.recording import DEPTH_SCALE, POINTS
+from spatialvla_ft.sim.episode import DEPTH_SCALE, POINTS
 from spatialvla_ft.sim.robots import Robot
 
 SLOTS = {"front": "primary", "wrist": "wrist"}

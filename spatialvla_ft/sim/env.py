@@ -10,19 +10,19 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from scipy.spatial.transform import Rotation
 
-from spatialvla_ft.sim.cameras import CAMERAS, CameraPose, episode_cameras, intrinsics
+from spatialvla_ft.sim.cameras import CameraPose, episode_cameras, intrinsics
 from spatialvla_ft.sim.kinematics import ArmKinematics
 from spatialvla_ft.sim.layout import (
     COLOURS,
     RISER_HALF,
     BlockLayout,
     Layout,
-    block_count,
+    check_options,
     sample_layout,
 )
 from spatialvla_ft.sim.rendering import Renderer
 from spatialvla_ft.sim.robots import Robot, get_robot
-from spatialvla_ft.sim.scene import MAX_OFFSCREEN, build_mjcf
+from spatialvla_ft.sim.scene import build_mjcf
 from spatialvla_ft.sim.state import BlockState, Observation, StepResult, WorldState
 from spatialvla_ft.sim.tasks import Task, get_task, is_success, is_wrong_object
 
@@ -79,28 +79,14 @@ class TabletopEnv:
         """
         self.robot = get_robot(robot) if isinstance(robot, str) else robot
         self.task = get_task(task) if isinstance(task, str) else task
-        for camera in cameras:
-            if camera not in CAMERAS:
-                raise ValueError(
-                    f"cameras: got {camera!r}, allowed are {list(CAMERAS)}; choose among them"
-                )
-        if not 1 <= image_size <= MAX_OFFSCREEN:
-            raise ValueError(f"image_size: got {image_size}, allowed are 1 to {MAX_OFFSCREEN}")
-        episode_cameras(self.robot, camera_mode, np.random.default_rng(0))  # checks the mode
+        counts = check_options(
+            self.robot, self.task, image_size, cameras, camera_mode, distractors, other_word
+        )
         self.image_size = image_size
         self.cameras = tuple(cameras)
         self.camera_mode = camera_mode
         self.distractors = (distractors,) if isinstance(distractors, int) else tuple(distractors)
         self.other_word = other_word
-        counts = [block_count(self.task, number) for number in self.distractors]
-        if not counts:
-            raise ValueError("distractors: got no number, allowed are one or several")
-        if other_word and (self.task.places or min(self.distractors) < 1):
-            raise ValueError(
-                f"other_word: needs a task without a reference block and at least 1 distractor in "
-                f"every episode; got task {self.task.name!r} and distractors "
-                f"{list(self.distractors)}"
-            )
         self.max_steps = round(self.task.seconds * self.robot.control_hz)
         self.seed = -1
         self.instruction = ""

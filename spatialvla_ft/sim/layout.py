@@ -1,12 +1,18 @@
-"""Where the blocks stand at the start of an episode: a seeded random draw, base frame."""
+"""Where the blocks stand at the start of an episode, a seeded random draw; what may be asked for.
+
+Base frame, metres.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from spatialvla_ft.sim.cameras import CAMERAS, episode_cameras
 from spatialvla_ft.sim.robots import Robot, Workspace
+from spatialvla_ft.sim.scene import MAX_OFFSCREEN
 from spatialvla_ft.sim.tasks import MAX_PLACE_ANGLE, PLACE_DISTANCE, Task, is_beside
 
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -99,6 +105,43 @@ def block_count(task: Task, distractors: int) -> int:
             "every block needs a colour of its own"
         )
     return 1 + task.places + distractors
+
+
+def check_options(
+    robot: Robot,
+    task: Task,
+    image_size: int,
+    cameras: Sequence[str],
+    camera_mode: str,
+    distractors: int | Sequence[int],
+    other_word: bool,
+) -> list[int]:
+    """What an environment is made with, checked without the simulator.
+
+    Returns:
+        Blocks of its episodes, for each number of distractors.
+
+    Raises:
+        ValueError: names what is not allowed, and what is.
+    """
+    for camera in cameras:
+        if camera not in CAMERAS:
+            raise ValueError(
+                f"cameras: got {camera!r}, allowed are {list(CAMERAS)}; choose among them"
+            )
+    if not 1 <= image_size <= MAX_OFFSCREEN:
+        raise ValueError(f"image_size: got {image_size}, allowed are 1 to {MAX_OFFSCREEN}")
+    episode_cameras(robot, camera_mode, np.random.default_rng(0))  # checks the mode
+    numbers = [distractors] if isinstance(distractors, int) else list(distractors)
+    if not numbers:
+        raise ValueError("distractors: got no number, allowed are one or several")
+    counts = [block_count(task, number) for number in numbers]
+    if other_word and (task.places or min(numbers) < 1):
+        raise ValueError(
+            f"other_word: needs a task without a reference block and at least 1 distractor in "
+            f"every episode; got task {task.name!r} and distractors {numbers}"
+        )
+    return counts
 
 
 def _positions(

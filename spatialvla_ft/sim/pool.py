@@ -120,7 +120,11 @@ class SimPool:
             slots = len(range(index, parallel, workers))
             share = self._seeds[index::workers]
             self._workers.append(
-                Worker(f"{__name__}:work", self.robot, self.task.name, share, slots, options)
+                Worker(
+                    *(f"{__name__}:work", self.robot, self.task.name, share, slots, options),
+                    role="a process that simulates and draws",
+                    draws=True,
+                )
             )
         self._parts: list[Batch] = []
         self._receive()

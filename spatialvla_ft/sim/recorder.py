@@ -1,20 +1,28 @@
-"""Recording in processes of its own: Mesa's software renderer and TensorFlow crash one another."""
+"""Recording in processes of its own: Mesa's software renderer and TensorFlow crash one another.
+
+Simulating processes draw and hold no TensorFlow; the one that writes holds TensorFlow and neither
+draws nor loads a graphics library; the caller's, which hands episodes on, loads neither.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spatialvla_ft.sim.card import dataset_card, write_card
-from spatialvla_ft.sim.env import TabletopEnv
-from spatialvla_ft.sim.recording import Episode, record_episode
-from spatialvla_ft.sim.rendering import Renderer
-from spatialvla_ft.sim.rlds import VERSION
+from spatialvla_ft.sim.episode import Episode
+from spatialvla_ft.sim.layout import check_options
+from spatialvla_ft.sim.rlds import VERSION, write_rlds
 from spatialvla_ft.sim.robots import get_robot
+from spatialvla_ft.sim.tasks import get_task
 from spatialvla_ft.sim.worker import Channel, Worker
+
+if TYPE_CHECKING:
+    from spatialvla_ft.sim.env import TabletopEnv
 
 SPARE_FAILURES = 20
 
@@ -40,8 +48,23 @@ class Plan:
     camera_mode: str = "fixed"
     distractors: int | tuple[int, ...] = 0
 
+    def check(self) -> None:
+        """ValueError for what is not allowed; nothing is loaded for it."""
+        for task in self.tasks:
+            check_options(
+                get_robot(self.robot),
+                get_task(task),
+                self.image_size,
+                self.cameras,
+                self.camera_mode,
+                self.distractors,
+                other_word=False,
+            )
+
     def environments(self) -> list[TabletopEnv]:
         """One environment per task; ValueError for what is not allowed. Nothing is rendered yet."""
+        from spatialvla_ft.sim.env import TabletopEnv
+
         return [
             TabletopEnv(
                 self.robot,
@@ -87,7 +110,11 @@ def record_episodes(
     Failures are counted in `tally`, which is kept up to date. ValueError if more fail than
     succeed.
     """
-    processes = [Worker(f"{__name__}:simulate", plan, i, workers) for i in range(workers)]
+    role = "a process that simulates and draws"
+    processes = [
+        Worker(f"{__name__}:simulate", plan, i, workers, role=role, draws=True)
+        for i in range(workers)
+    ]
     try:
         while tally.episodes < count:
             episode: Episode | None = processes[tally.attempted % workers].recv()
@@ -109,6 +136,9 @@ def record_episodes(
 
 def simulate(channel: Channel, plan: Plan, index: int, workers: int) -> None:
     """A simulation process: attempts index, index + workers, ... until the other side closes."""
+    from spatialvla_ft.sim.recording import record_episode
+    from spatialvla_ft.sim.rendering import Renderer
+
     envs = plan.environments()
     renderer = Renderer()
     for env in envs:
@@ -123,34 +153,36 @@ def record_dataset(
 ) -> Iterator[Tally]:
     """Record `episodes` episodes and write `out/name/1.0.0` with its card; yields progress.
 
-    TensorFlow runs in a process of its own, so the caller may use torch.
+    The caller may use torch, TensorFlow or OpenGL: this process only hands episodes on.
+
+    Raises:
+        ValueError: something that is not allowed, or an expert that fails too often.
+        WorkerError: a process failed or died; says which and, of a signal, the likely cause.
     """
-    plan.environments()  # finds mistakes before anything is started
-    with Worker(f"{__name__}:write", plan, episodes, out, name, workers) as writer:
-        while (tally := writer.recv()) is not None:
-            yield tally
-
-
-def write(channel: Channel, plan: Plan, episodes: int, out: Path, name: str, workers: int) -> None:
-    """The writing process: sends the tally after every episode, None at the end."""
-    from spatialvla_ft.sim.rlds import write_rlds
-
+    plan.check()  # finds mistakes before anything is started
     tally = Tally()
-
-    def reported() -> Iterator[Episode]:
+    role = "the process that writes the dataset"
+    with (
+        Worker(f"{__name__}:write", plan, out, name, role=role) as writer,
+        contextlib.closing(record_episodes(plan, episodes, tally, workers)) as recorded,
+    ):
         for episode in recorded:
-            yield episode
-            channel.send(tally)
+            writer.send(episode)
+            yield replace(tally)
+        writer.send(None)
+        writer.recv()
+    yield replace(tally)
 
-    with contextlib.closing(record_episodes(plan, episodes, tally, workers)) as recorded:
-        path = write_rlds(
-            reported(),
-            out=out,
-            name=name,
-            cameras=plan.cameras,
-            image_size=plan.image_size,
-            description=plan.description(),
-        )
+
+def write(channel: Channel, plan: Plan, out: Path, name: str) -> None:
+    """The writing process: takes episodes up to None, and answers with the folder."""
+    path = write_rlds(
+        iter(channel.recv, None),
+        out=out,
+        name=name,
+        cameras=plan.cameras,
+        image_size=plan.image_size,
+        description=plan.description(),
+    )
     write_card(path / "card.yaml", name, dataset_card(get_robot(plan.robot), plan.cameras, VERSION))
-    channel.send(tally)
-    channel.send(None)
+    channel.send(path)

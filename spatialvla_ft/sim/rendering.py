@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import mujoco
@@ -12,6 +11,7 @@ from jaxtyping import Float32, UInt8
 
 from spatialvla_ft.sim.robots import ROBOT_A
 from spatialvla_ft.sim.scene import FAR, MAX_OFFSCREEN, NEAR, build_mjcf
+from spatialvla_ft.sim.worker import LacksError, gl_backend
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +24,11 @@ def open_gl_context(size: int = MAX_OFFSCREEN) -> Any:
     """A current off-screen GL context.
 
     The environment variable MUJOCO_GL picks "egl" or "osmesa"; without it egl is tried, then
-    osmesa. RuntimeError names what to install when neither loads.
+    osmesa. LacksError, a RuntimeError, names what to install when neither loads.
     """
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
+    wanted = gl_backend()
     if wanted and wanted not in BACKENDS:
-        raise RuntimeError(
+        raise LacksError(
             f"MUJOCO_GL: got {wanted!r}, allowed for off-screen rendering are {list(BACKENDS)}; "
             "set MUJOCO_GL=egl, or unset it"
         )
@@ -41,7 +41,7 @@ def open_gl_context(size: int = MAX_OFFSCREEN) -> Any:
             problems.append(f"{backend}: {type(error).__name__}: {error}")
         else:
             return context
-    raise RuntimeError(
+    raise LacksError(
         "no OpenGL library for off-screen rendering could be loaded ("
         + "; ".join(problems)
         + "). On Debian or Ubuntu install libegl1 libgl1 libgl1-mesa-dri (MUJOCO_GL=egl) "
@@ -64,7 +64,7 @@ class Renderer:
     """
 
     def __init__(self) -> None:
-        """Open a GL context; RuntimeError if there is no GL library."""
+        """Open a GL context; LacksError if there is no GL library."""
         self._gl = open_gl_context()
         model = mujoco.MjModel.from_xml_string(build_mjcf(ROBOT_A, 1))
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)

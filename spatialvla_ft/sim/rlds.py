@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spatialvla_ft.data.rlds.write import write_split
-from spatialvla_ft.sim.recording import ACTION_DIM, POINTS, STATE_DIM, Episode, steps_of
+from spatialvla_ft.sim.episode import ACTION_DIM, POINTS, STATE_DIM, Episode, steps_of
 
 VERSION = "1.0.0"
 

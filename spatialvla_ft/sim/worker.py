@@ -17,16 +17,32 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+from spatialvla_ft.processes import ChildError, how_it_ended
+
 _COMMAND = "import sys; from spatialvla_ft.sim.worker import serve; serve(int(sys.argv[1]))"
 _LIGHT = {
     "SPATIALVLA_FT_LIGHT": "1",  # `import spatialvla_ft` without torch
     "LP_NUM_THREADS": "1",  # small pictures: Mesa's threads cost more than they bring
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
+_BACKEND = "SPATIALVLA_FT_GL"
 
 
-class WorkerError(RuntimeError):
+class WorkerError(ChildError):
     """The function in the worker raised something other than ValueError, or the process died."""
+
+
+class LacksError(RuntimeError):
+    """Something that this machine lacks; the message, for people, goes on without a traceback."""
+
+
+def gl_backend() -> str:
+    """What the user's MUJOCO_GL picks for drawing, in lower case; empty where it is not set.
+
+    Workers do not get MUJOCO_GL itself: by it `import mujoco` alone would load a graphics library,
+    in processes that hold TensorFlow too, and OSMesa's LLVM crashes in them.
+    """
+    return os.environ.get(_BACKEND, os.environ.get("MUJOCO_GL", "")).strip().lower()
 
 
 class Worker:
@@ -35,14 +51,24 @@ class Worker:
     A ValueError in the function is raised again by `recv`; anything else becomes a `WorkerError`.
     """
 
-    def __init__(self, target: str, *arguments: Any):
-        """Start; `target` is "module:function", the arguments are pickled."""
+    def __init__(
+        self, target: str, *arguments: Any, role: str = "a worker process", draws: bool = False
+    ):
+        """Start.
+
+        Args:
+            target: "module:function".
+            *arguments: of the function; they are pickled.
+            role: what the process does, for errors.
+            draws: whether it opens a GL context, which a crash then has most likely to do with.
+        """
+        self._role, self._draws = role, draws
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _COMMAND, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**_LIGHT, **os.environ, "SPATIALVLA_FT_LIGHT": "1", "PYTHONPATH": _path()},
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
             )
         self._connection = Connection(ours.detach())
@@ -54,19 +80,22 @@ class Worker:
             self._connection.send(message)
         except (BrokenPipeError, ConnectionResetError):
             self.recv()  # its last words, if any
-            raise WorkerError("a worker process ended early") from None
+            raise WorkerError(f"{self._role} ended early") from None
 
     def recv(self) -> Any:
         """The next message, waiting for it."""
         try:
             kind, message = self._connection.recv()
         except (EOFError, ConnectionResetError):
-            code = self._process.wait()
-            raise WorkerError(f"a worker process died with exit code {code}") from None
+            graphics = gl_backend() if self._draws else None
+            how = how_it_ended(self._process.wait(), graphics=graphics)
+            raise WorkerError(f"{self._role} died with {how}") from None
         if kind == "invalid":
             raise ValueError(message)
+        if kind == "lacks":
+            raise WorkerError(message)
         if kind == "error":
-            raise WorkerError(f"a worker process failed:\n{message}")
+            raise WorkerError(f"{self._role} failed:\n{message}")
         return message
 
     def close(self) -> None:
@@ -119,15 +148,25 @@ def serve(descriptor: int) -> None:
     except gone:
         return
     except Exception as error:
-        last_words = (
-            ("invalid", str(error))
-            if isinstance(error, ValueError)
-            else ("error", traceback.format_exc())
-        )
+        last_words = ("error", traceback.format_exc())
+        for kind, name in ((ValueError, "invalid"), (LacksError, "lacks")):
+            if isinstance(error, kind):
+                last_words = (name, str(error))
         try:
             connection.send(last_words)
         except gone:
             return
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **_LIGHT,
+        **os.environ,
+        "SPATIALVLA_FT_LIGHT": "1",
+        "PYTHONPATH": _path(),
+        "MUJOCO_GL": "disable",
+        _BACKEND: gl_backend(),
+    }
 
 
 def _path() -> str:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
+from ..processes import loader_death
+
 SMALL = 1 << 15
 """Bytes; an array below it is sent with the rest rather than through shared memory."""
 
@@ -65,13 +67,23 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """Start the workers, and give one batch after another."""
+        """Start the workers, and give one batch after another.
+
+        Raises:
+            ChildError: a worker died; says how, and what was most likely the cause.
+        """
         if not self.workers:
             yield from self._loader
             return
         blocks: dict[tuple[int, int], Tensor] = {}
-        for packed in self._loader:
-            yield _unpack(packed, blocks)
+        try:
+            for packed in self._loader:
+                yield _unpack(packed, blocks)
+        except RuntimeError as error:
+            death = loader_death(error)
+            if death is None:
+                raise
+            raise death from error
 
 
 class _Start:

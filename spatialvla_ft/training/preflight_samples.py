@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..actions.grid import ActionGrid
 from ..actions.layout import axis_values
 from ..actions.normalise import ActionStatistics, normalise, unnormalise
 from ..data.sample import Sample
+from ..depth.metres import FAR, NEAR, DepthWarning
 from .batches import Frames, StepBatches, make_sampler
 from .collate import Collator
 from .run import Run
@@ -26,8 +28,6 @@ FLAT = 1 / 255
 UNDEFINED = 1e-6
 """Length of a translation without a direction, and slack at the edge of a bin."""
 MOSTLY_UNKNOWN = 0.9
-NEAR, FAR = 0.02, 20.0
-"""Metres between which the median depth of a robot's picture lies."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def first_samples(run: Run, *, world: int = 1, rank: int = 0, step: int = 0) -> 
         collate = Collator(run.processor, "estimate")
     places = next(iter(StepBatches(make_sampler(run, world, rank), step, step + 1)))[:CHECKED]
     samples = [frames[place] for place in places]
-    batch = collate(samples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DepthWarning)  # told below, with the sample and the cure
+        batch = collate(samples)
     return [
         _facts(run, sample, {name: tensor[i] for name, tensor in batch.items()})
         for i, sample in enumerate(samples)

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from spatialvla_ft.pictures import rgb_bytes
+
 FRAME = 236
 """Width of one frame in pixels."""
 GAP = 6
@@ -38,7 +40,8 @@ def contact_sheet(
             left = j * (FRAME + GAP)
             text = f"episode {episode}, step {step}" if j == 0 else f"step {step}"
             draw.text((left, top + 4), text, fill=(86, 96, 114), font=font)
-            small = Image.fromarray(picture).resize((FRAME, height), Image.Resampling.LANCZOS)
+            shown = Image.fromarray(rgb_bytes(picture, text))
+            small = shown.resize((FRAME, height), Image.Resampling.LANCZOS)
             sheet.paste(small, (left, top + LABEL))
             if K is not None and i == j == 0:
                 _cross(draw, left + K[0, 2] * scale, top + LABEL + K[1, 2] * scale)

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+from spatialvla_ft.pictures import rgb_bytes
 from spatialvla_ft.viz.films import Film
 
 DPI = 120
@@ -32,7 +33,7 @@ def figure_uri(figure: Figure) -> str:
 def jpeg_uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
     """A picture of a scene as JPEG."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "jpeg", quality=88)
+    Image.fromarray(rgb_bytes(image)).save(buffer, "jpeg", quality=88)
     return data_uri(buffer.getvalue(), "image/jpeg")
 
 

@@ -15,7 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from spatialvla_ft.depth.metres import reading_in_metres
 from spatialvla_ft.depth.usable import usable
+from spatialvla_ft.pictures import rgb_bytes
 from spatialvla_ft.viz.palette import INK, VERMILION
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ class CameraFrame:
     image: UInt8[np.ndarray, "H H 3"]
     depth: Float[np.ndarray, "H H"]
     intrinsics: Float64[np.ndarray, "3 3"]
+
+    def __post_init__(self) -> None:
+        """ValueError for a picture or depth that could be read in more than one way."""
+        object.__setattr__(self, "image", rgb_bytes(self.image, self.title))
+        object.__setattr__(self, "depth", reading_in_metres(self.depth, f"depth of {self.title}"))
 
 
 def pixel_points(frame: CameraFrame) -> tuple[Float64[np.ndarray, "N 3"], Int64[np.ndarray, "N 2"]]:

@@ -94,7 +94,8 @@ def replay_episodes(wanted: Sequence[Episode], *, size: int = 400) -> list[Repla
     """
     if not wanted:
         return []
-    with Worker(f"{__name__}:play", list(wanted), size) as worker:
+    role = "the process that draws the replays"
+    with Worker(f"{__name__}:play", list(wanted), size, role=role, draws=True) as worker:
         return [worker.recv() for _ in wanted]
 
 

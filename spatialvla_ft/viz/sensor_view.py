@@ -6,6 +6,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from matplotlib.figure import Figure
 
+from spatialvla_ft.depth.metres import reading_in_metres
+from spatialvla_ft.pictures import rgb_bytes
+
 NEAR_MEDIANS = 1.6
 """The colours of the depth end at this many median depths."""
 
@@ -14,11 +17,12 @@ def plot_view(
     image: UInt8[np.ndarray, "H W 3"], depth: Float32[np.ndarray, "H W"], patch_size: int
 ) -> Figure:
     """Picture and depth (metres, 0 = unknown) with the edges of the patches."""
+    depth = reading_in_metres(depth)
     figure = Figure(figsize=(9.6, 4.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     height, width = depth.shape
     extent = (0, width, height, 0)
-    left.imshow(image, extent=extent, interpolation="nearest")
+    left.imshow(rgb_bytes(image), extent=extent, interpolation="nearest")
     left.set_title(f"colour, {width} × {height} pixels", fontsize=11)
     known = np.ma.masked_equal(depth, 0.0)
     # The floor behind the table must not flatten the table.

@@ -43,6 +43,9 @@ def test_an_export_acts_where_the_package_is_not(exported, tmp_path):
         assert found[name] == {"ids_equal": True, "actions": pytest.approx(0, abs=1e-6)}, name
     assert found["inputs"] == 3
     assert found["released_names"] is True
+    assert found["float_pictures"] == 0
+    assert "millimetres" in found["integer_depth"]
+    assert "You are using a model of type" not in done.stderr
     assert all(name.startswith("transformers_modules.") for name in found["code"])
 
 

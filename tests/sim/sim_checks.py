@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import resource
 import sys
 
 import numpy as np
@@ -12,6 +14,8 @@ from spatialvla_ft.sim.expert import expert
 from spatialvla_ft.sim.layout import COLOURS
 from spatialvla_ft.sim.recorder import Plan
 from spatialvla_ft.sim.recording import record_episode
+from spatialvla_ft.sim.rendering import Renderer
+from spatialvla_ft.sim.worker import gl_backend
 
 
 def surface_errors(channel, robot, seeds, mode):
@@ -113,3 +117,21 @@ def fail(channel, error):
     """Raise."""
     del channel
     raise error
+
+
+def die(channel, number):
+    """End by a signal, after a message."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    channel.send(os.environ["MUJOCO_GL"])
+    os.kill(os.getpid(), number)
+
+
+def backend(channel):
+    """What the user asked for, and what `import mujoco` is told."""
+    channel.send((gl_backend(), os.environ["MUJOCO_GL"]))
+
+
+def draw_nothing(channel):
+    """Open a GL context."""
+    Renderer()
+    channel.send(None)

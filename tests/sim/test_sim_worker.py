@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from spatialvla_ft.sim.worker import Worker, WorkerError
@@ -32,3 +34,40 @@ def test_a_dead_worker_is_noticed():
         pytest.raises(WorkerError, match="exit code 3"),
     ):
         worker.recv()
+
+
+def test_a_worker_that_dies_names_the_signal_and_the_likely_cause(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    for draws, cause in (
+        (True, "graphics library: it draws with MUJOCO_GL=osmesa"),
+        (False, "crash"),
+    ):
+        number = signal.SIGSEGV.value
+        with Worker("sim_checks:die", number, role="the painter", draws=draws) as worker:
+            worker.recv()
+            with pytest.raises(
+                WorkerError, match=rf"^the painter died with signal SIGSEGV .*{cause}"
+            ):
+                worker.recv()
+    with Worker("sim_checks:die", signal.SIGKILL.value, draws=True) as worker:
+        worker.recv()
+        with pytest.raises(WorkerError, match=r"SIGKILL \(exit code -9\): .*want of memory"):
+            worker.recv()
+
+
+def test_no_worker_loads_graphics_by_importing_the_simulator(monkeypatch):
+    """Who draws opens them itself, as the user's MUJOCO_GL says."""
+    for wanted in ("osmesa", "EGL ", ""):
+        monkeypatch.setenv("MUJOCO_GL", wanted)
+        with Worker("sim_checks:backend") as worker:
+            assert worker.recv() == (wanted.strip().lower(), "disable")
+
+
+def test_what_a_machine_lacks_is_said_without_a_traceback(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    with (
+        Worker("sim_checks:draw_nothing", draws=True) as worker,
+        pytest.raises(WorkerError, match=r"^MUJOCO_GL: got 'vulkan', allowed") as raised,
+    ):
+        worker.recv()
+    assert "Traceback" not in str(raised.value)

@@ -84,11 +84,13 @@ def _predict(
     import torch
 
     from spatialvla_ft.evaluation.open_loop import run_open_loop
-    from spatialvla_ft.models.lora import load_policy_model
+    from spatialvla_ft.models.lora import is_adapter, load_policy_model
     from spatialvla_ft.training.build import depth_input, estimated_depth
 
     recipe = job.final_recipe
-    model, processor = load_policy_model(Path(checkpoint), canary=statistics_of is None)
+    # An adapter's base may lie elsewhere than while it was trained.
+    base = str(job.base_folder) if is_adapter(checkpoint) else None
+    model, processor = load_policy_model(Path(checkpoint), base=base, canary=statistics_of is None)
     if statistics_of is not None:
         processor.statistics[held.name] = statistics_of.statistics[held.name]
         processor.intrinsic_config[held.name] = statistics_of.intrinsic_config[held.name]

@@ -77,7 +77,13 @@ class Job:
         if self.card_file is not None and not self.card_file.is_file():
             raise ValueError(f"--card {self.card_file} does not exist; give a card file")
         if self.base.count("/") == 1 and not Path(self.base).exists():
-            return  # a name on the Hub; whether there is one shows when it is fetched
+            from spatialvla_ft.models.released import refuse_no_place
+
+            try:
+                refuse_no_place(self.base)  # whether it has one shows when it is fetched
+            except ValueError as error:
+                raise ValueError(f"--base {error}") from error
+            return
         if not (Path(self.base) / "config.json").is_file():
             raise ValueError(
                 f"--base {self.base} is no checkpoint folder (it has no config.json): give a "

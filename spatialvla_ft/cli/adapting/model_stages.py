@@ -140,6 +140,7 @@ def _export_inputs(job: Job, done: Done) -> dict[str, Any]:
 def _export(job: Job, done: Done) -> Outcome:
     from spatialvla_ft.export.checkpoint import export_checkpoint
     from spatialvla_ft.export.inputs import random_inputs, recorded_inputs
+    from spatialvla_ft.models.lora import is_adapter
 
     job.forget_run()
     out, lines = job.out / "export", []
@@ -156,7 +157,9 @@ def _export(job: Job, done: Done) -> Outcome:
             return random_inputs(processor, config, count=EXPORT_SAMPLES)
         return recorded_inputs(held, processor, config, count=EXPORT_SAMPLES)
 
-    made = export_checkpoint(job.final, out, make_inputs)
+    made = export_checkpoint(
+        job.final, out, make_inputs, base=job.base if is_adapter(job.final) else None
+    )
     return Outcome(
         json.loads(json.dumps(made.to_dict(), default=str)),
         files={"export": out},

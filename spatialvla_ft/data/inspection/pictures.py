@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from spatialvla_ft.data.inspection.findings import Finding, percent
 from spatialvla_ft.data.inspection.series import Series, correlation, longest_run
+from spatialvla_ft.depth.metres import FAR, NEAR
 
 FROZEN_RUN = 5
 """Equal frames in a row, with the arm moving, that mean a camera hangs."""
 LAGS = 4
-NEAR, FAR = 0.02, 20.0
-"""Metres between which the median depth of a robot's camera lies."""
 FIELD = (20.0, 140.0)
 """Degrees between which a camera's horizontal field of view lies."""
 

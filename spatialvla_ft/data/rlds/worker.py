@@ -23,6 +23,7 @@ from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.info import read_features
 from spatialvla_ft.data.rlds.scan import Advance, Report, Task, scan_shard
 from spatialvla_ft.data.rlds.store import LocalStore
+from spatialvla_ft.processes import ChildError, how_it_ended
 
 
 class ScanProcess:
@@ -47,7 +48,7 @@ class ScanProcess:
         """Wait until the process takes tasks; False if `cancel_start` was faster.
 
         Raises:
-            RuntimeError: the process ended instead.
+            ChildError: the process ended instead.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -66,13 +67,13 @@ class ScanProcess:
                 self._cancelled = True
                 self._process.kill()
 
-    def _ended(self, what: str) -> RuntimeError:
-        code = self._process.wait()
+    def _ended(self, what: str) -> ChildError:
+        how = how_it_ended(self._process.wait())
         self._errors.seek(0)
         tail = self._errors.read().decode(errors="replace")[-2000:]
-        return RuntimeError(
-            f"the process that {what} ended with exit code {code}; with workers=1 the scan runs in "
-            f"this process alone. It said:\n{tail}"
+        return ChildError(
+            f"the process that {what} ended with {how}; with workers=1 the scan runs in this "
+            f"process alone. It said:\n{tail}"
         )
 
     def scan(self, task: Task, advance: Advance) -> Report:
