@@ -89,9 +89,12 @@ class RldsStore:
     def rgb(self, key: str, episode: int, step: int) -> UInt8[np.ndarray, "H W 3"] | None:
         """A decoded picture; None where the bytes are empty."""
         if self.index.leaf(key).kind != "image":
+            pixels: np.ndarray = self.index.value(key, episode, step)
+            if pixels.dtype == np.uint8 and pixels.shape[2:] == (3,):
+                return pixels
             where = f"{key!r} of {self.label}, episode {episode}, step {step}"
             try:
-                return rgb_bytes(self.index.value(key, episode, step), where)
+                return rgb_bytes(pixels, where)
             except ValueError as error:
                 raise DatasetError(str(error)) from None
         data = self.index.image_bytes(episode, step, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +33,8 @@ class SensorDepth:
     def __init__(self, metres: Float[Tensor, "B H W"]) -> None:
         if metres.ndim != 3:
             raise ValueError(f"a reading must be (B, H, W) metres, got {tuple(metres.shape)}")
-        self.reading = torch.from_numpy(reading_in_metres(metres, "the reading")).to(metres.device)
+        reading = np.require(reading_in_metres(metres, "the reading"), requirements=["C", "W"])
+        self.reading = torch.from_numpy(reading).to(metres.device)
 
     @property
     def fingerprint(self) -> str:

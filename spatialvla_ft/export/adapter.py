@@ -116,15 +116,15 @@ def export_adapter(
         write_card(scratch, facts)
         even_modes(scratch)
         del model, loaded
-        verified = verify_export(scratch, base=base)
+        found = find_base(folder, given=base)
+        verified = verify_export(scratch, base=found)
         if not verified.same:
             raise ValueError(
                 f"the written adapter, loaded again, answers differently ({verified}): nothing was "
                 "exported. This is a fault of the toolkit, please report it"
             )
         recorded = read_base(folder)
-        place = hub_base or find_base(folder, given=base)
-        named = hub_base or base or recorded["base"]
+        place, named = hub_base or found, hub_base or base or recorded["base"]
         recorded.pop(FROM_HERE, None)
         _rewrite(scratch / BASE_FILE, {**recorded, **base_entry(named, place, scratch)})
         adapter = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))

@@ -53,7 +53,9 @@ def square_depth(depth: Any, height: int, width: int, size: int) -> Float[Tensor
     Values that are not finite or not positive become 0, 'unknown'. Whole numbers raise ValueError,
     and what can hardly be metres is warned of; see `reading_in_metres`.
     """
-    metres = torch.as_tensor(reading_in_metres(depth)).squeeze()
+    # torch takes neither a flipped view of an array nor the read-only one of a PIL image.
+    reading = np.require(reading_in_metres(depth), requirements=["C", "W"])
+    metres = torch.from_numpy(reading).squeeze()
     if metres.shape != (height, width):
         raise ValueError(
             f"depth has shape {tuple(metres.shape)}, its picture is {height} x {width}; depth must "

@@ -1,6 +1,7 @@
 """Decoders against PIL, and their refusals."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from spatialvla_ft.data import DatasetError
 from spatialvla_ft.data.decode import decode_depth, decode_rgb, to_metres
+from spatialvla_ft.data.rlds_store import RldsStore
 
 
 def encode(array, kind, **options):
@@ -71,3 +73,30 @@ def test_refusals(pixels):
         decode_depth(encode(pixels[..., :3], "png"), np.dtype("uint8"))
     with pytest.raises(DatasetError, match="8 bits"):
         decode_rgb(encode(pixels[..., 0].astype(np.uint16), "png"))
+
+
+def store_of(leaf, value=None):
+    """An RLDS dataset of one feature."""
+    index = SimpleNamespace(
+        name="lab", version="1.0.0", leaf=lambda _: leaf, value=lambda *_: value
+    )
+    return RldsStore(index)
+
+
+def test_pictures_that_are_plain_tensors_are_judged_as_everywhere(pixels):
+    rgb = np.tile(pixels[..., :3], (3, 3, 1))
+    leaf = SimpleNamespace(kind="tensor")
+    for given in (rgb, rgb.astype(np.float32) / 255, np.moveaxis(rgb, -1, 0).astype(np.int64)):
+        np.testing.assert_array_equal(store_of(leaf, given).rgb("cam", 2, 5), rgb)
+    where = r"'cam' of lab/1.0.0, episode 2, step 5 is float32 .* floats are read as \[0, 1\]"
+    with pytest.raises(DatasetError, match=where):
+        store_of(leaf, rgb.astype(np.float32)).rgb("cam", 2, 5)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_camera_of_16_bits_is_refused_when_the_dataset_is_opened(dtype):
+    """tfds keeps float32 images as the bytes of an RGBA PNG, which would pass for colours."""
+    store = store_of(SimpleNamespace(kind="image", dtype=np.dtype(dtype)))
+    with pytest.raises(DatasetError, match=f"'cam' of lab/1.0.0 is an image of {dtype}, .*depth:"):
+        store.check_image("cam", depth=False)
+    store.check_image("cam", depth=True)

@@ -250,3 +250,16 @@ def test_fast_is_bit_for_bit_torchvisions_bicubic(shape, cut):
     found = resize_bicubic(image, SIZE)
     np.testing.assert_array_equal(found, wanted.permute(1, 2, 0).numpy())
     assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize("path", ["parity", "fast"])
+def test_a_picture_of_floats_is_the_bytes_that_it_is(seen, path):
+    """Of a dataset of somebody's own; what can be read in two ways is refused."""
+    floats = np.moveaxis(seen.images["c"], -1, 0).astype(np.float32) / 255
+    out = fit_step(dataclasses.replace(seen, images={"c": floats}), SIZE, path)
+    wanted = fit_step(seen, SIZE, path)
+    np.testing.assert_array_equal(out.images["c"], wanted.images["c"])
+    np.testing.assert_array_equal(out.intrinsics["c"], wanted.intrinsics["c"])
+    levels = dataclasses.replace(seen, images={"c": seen.images["c"].astype(np.float32)})
+    with pytest.raises(ValueError, match=r"camera 'c' is float32 .* of 30 .. 225: floats"):
+        fit_step(levels, SIZE, path)

@@ -71,7 +71,8 @@ def test_kinds_of_floats_are_the_same_depth(tiny):
     """Half precision keeps eleven binary digits, bfloat16 eight."""
     depth = depth_map(3)
     wanted = tiny(picture(0), "go", unnorm_key=NAME, depth=depth)["depth"]
-    kinds = [depth.astype(np.float64), depth[None], Image.fromarray(depth)]
+    flipped = np.ascontiguousarray(depth[::-1])[::-1]
+    kinds = [depth.astype(np.float64), depth[None], flipped, Image.fromarray(depth)]
     for one in (*kinds, torch.from_numpy(depth), torch.from_numpy(depth).requires_grad_()):
         assert torch.equal(tiny(picture(0), "go", unnorm_key=NAME, depth=one)["depth"], wanted)
     for one, digits in ((depth.astype(np.float16), 11), (torch.from_numpy(depth).bfloat16(), 8)):

@@ -218,3 +218,21 @@ def test_every_picture_of_a_window_is_estimated_once():
         policy.act(grey(3, 40 * k, fresh=k in (0, 3)))
     assert [levels(call) for call in processor.seen] == [[0, 0], [0, 40], [40, 80], [120, 120]]
     assert estimator.asked == 4
+
+
+def test_pictures_of_floats_are_estimated_as_the_bytes_that_they_are():
+    """From an environment of somebody's own; what can be read in two ways is refused."""
+    bytes_of = view([3], [True], depth=False)
+    given = bytes_of.observations[0]
+
+    def policy_sees(picture):
+        policy = ModelPolicy(FakeModel(), FakeProcessor(), depth=Bright())
+        now = dataclasses.replace(given, images={"primary": picture})
+        policy.act(dataclasses.replace(bytes_of, observations=(now,)))
+        return policy.processor.seen[0]["depth"][0][0]
+
+    picture = given.images["primary"]
+    floats = np.moveaxis(picture, -1, 0).astype(np.float32) / 255
+    np.testing.assert_array_equal(policy_sees(floats), policy_sees(picture))
+    with pytest.raises(ValueError, match=r"camera 'primary' is float32 .* of 0 .. 255: floats are"):
+        policy_sees(picture.astype(np.float32))

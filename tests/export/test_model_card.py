@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from typer.testing import CliRunner
 
 import spatialvla_ft
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.evaluation.outcome import ClosedLoop
 from spatialvla_ft.export import export_checkpoint, verify_export
 from spatialvla_ft.export.adapter import export_adapter
-from spatialvla_ft.export.card import _dataset_terms
-from spatialvla_ft.export.card_evaluation import read_evaluations
+from spatialvla_ft.export.card import _dataset_terms, card_for_repository, model_title
+from spatialvla_ft.export.card_evaluation import evaluation_section, read_evaluations
 from spatialvla_ft.export.lineage import GEMMA_TERMS, Lineage, licence_of, read_lineage
 from spatialvla_ft.models.lora import load_policy_model
 
@@ -252,3 +254,61 @@ def test_adapter_only_is_for_adapters(exported, base, tmp_path):
 
 def export_adapter_on(exported, tmp_path, base):
     return export_adapter(exported.source, tmp_path / "out", stored, base=str(exported.out))
+
+
+SWAP = {"episodes": 30, "successes": 21, "wrong_objects": 4, "followed": 18, "chance": 0.25}
+
+
+def test_wrong_objects_and_the_swap_test_stand_beside_the_successes(tmp_path):
+    """Wilson intervals by scipy."""
+    file = tmp_path / "sim.json"
+    file.write_text(json.dumps([{**RESULT, "swap": SWAP}, {**RESULT, "task": "pick"}]))
+    text = evaluation_section(read_evaluations([file]))
+
+    def cells(count, trials):
+        ci = binomtest(count, trials).proportion_ci(method="wilson")
+        return f"{count} / {trials} | {count / trials:.1%} | {ci.low:.1%} to {ci.high:.1%}"
+
+    who, rest = "| final | robot_b | touch", "image_size 64 | sim.json |"
+    lines = text.splitlines()
+    assert f"{who} | {cells(29, 40)} | {cells(2, 40)} | {rest}" in lines
+    assert f"{who} | {cells(18, 30)} | 25.0% | 21 / 30 | 4 / 30 | sim.json |" in lines
+    assert sum("followed / N" in line for line in lines) == 1
+    assert sum(line.startswith("| final | robot_b | pick") for line in lines) == 1
+    for at, line in enumerate(lines):  # every row has as many cells as its head
+        if line.startswith("|---"):
+            table = [row for row in lines[at - 1 :] if row.startswith("|")][:3]
+            assert len({row.count("|") for row in table}) == 1
+    alone = evaluation_section({"sim.json": [ClosedLoop.from_dict(RESULT)]})
+    assert "swap test" not in alone
+
+
+@pytest.mark.parametrize(
+    ("out", "source", "title"),
+    [
+        ("exports/my_robot", "runs/b/final", "my_robot"),
+        ("runs/adapt_demo/export", "runs/adapt_demo/train/final", "adapt_demo"),
+        ("export", "runs/b/final", "b"),
+        ("project/export", "final", "project"),
+        ("export", "checkpoint", "export"),
+    ],
+)
+def test_a_model_is_called_after_its_run_rather_than_export(out, source, title, monkeypatch):
+    monkeypatch.chdir("/")
+    assert model_title(Path(out), Path(source)) == title
+
+
+def test_in_a_repository_the_card_has_its_name(told):
+    before = (told / "README.md").read_text()
+    text = card_for_repository(before, "ada/blocks-b")
+    assert card_of(told).data.model_name == "run"  # its folder is called `out`
+    again = ModelCard(text)
+    assert again.data.model_name == "blocks-b"
+    assert "\n# blocks-b\n" in text
+    assert 'AutoModel.from_pretrained("ada/blocks-b"' in text
+    wanted = yaml.safe_load(before.split("---")[1])
+    wanted["model-index"][0]["name"] = "blocks-b"
+    assert yaml.safe_load(text.split("---")[1]) == wanted
+    own = card_for_repository(before.replace("\n# run\n", "\n# Blocks for Ada\n"), "ada/blocks-b")
+    assert "\n# Blocks for Ada\n" in own
+    assert "\n# blocks-b\n" not in own

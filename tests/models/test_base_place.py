@@ -224,7 +224,8 @@ def test_a_base_on_the_hub_is_asked_for_by_name(project, tmp_path, monkeypatch):
     content = {**content, "base": "ada/one"}
     content.pop("base_from_here")
     (adapter / "base.json").write_text(json.dumps(content))
-    with FakeHub() as hub, hub.in_process(monkeypatch, tmp_path / "cache"):
+    with FakeHub() as hub:
+        hub.in_process(monkeypatch, tmp_path / "cache")
         with pytest.raises(
             ValueError, match=r"ada/one is no checkpoint folder.*as a name on the Hub"
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+import signal
 import sys
 
 import numpy as np
@@ -135,3 +136,8 @@ def draw_nothing(channel):
     """Open a GL context."""
     Renderer()
     channel.send(None)
+
+
+def die_reading(channel):
+    """End as for want of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)

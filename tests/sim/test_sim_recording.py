@@ -1,5 +1,8 @@
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,11 @@ from spatialvla_ft.cli.main import app
 from spatialvla_ft.data.cards import load_cards
 from spatialvla_ft.data.dataset import open_dataset
 from spatialvla_ft.data.inspection import draft_for, inspect_dataset
+from spatialvla_ft.sim import recorder
 from spatialvla_ft.sim.card import proprio_of
 from spatialvla_ft.sim.recorder import Plan
 from spatialvla_ft.sim.recording import encode_depth
-from spatialvla_ft.sim.worker import Worker
+from spatialvla_ft.sim.worker import Worker, WorkerError
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +148,45 @@ def test_inspection_raises_no_false_alarm(recording):
     assert drafted.action.terms == seen.card.action.terms
     for field in ("cameras", "depth", "depth_scale", "intrinsics", "extrinsics", "language"):
         assert getattr(drafted, field) == getattr(seen.card, field), field
+
+
+@pytest.mark.parametrize(
+    ("dies", "said"),
+    [
+        ("simulate", r"a process that simulates and draws died with signal SIGKILL"),
+        ("write", r"the process that writes the dataset died with signal SIGKILL .*memory"),
+    ],
+)
+def test_a_process_of_a_recording_that_dies_is_named(tmp_path, monkeypatch, dies, said):
+    """Nothing takes the dataset's place."""
+    started = recorder.Worker
+
+    def worker(target, *arguments, **options):
+        if target.endswith(f":{dies}"):
+            return started("sim_checks:die_reading", **options)
+        return started(target, *arguments, **options)
+
+    monkeypatch.setattr(recorder, "Worker", worker)
+    plan = Plan(robot="robot_a", tasks=("touch",), image_size=16)
+    with pytest.raises(WorkerError, match=said):
+        list(recorder.record_dataset(plan, episodes=1, out=tmp_path, name="demo"))
+    assert not (tmp_path / "demo" / "1.0.0").exists()
+
+
+@pytest.mark.slow
+def test_recording_with_osmesa(tmp_path):
+    """Its LLVM and TensorFlow's crash in one process; here neither is where the other is."""
+    probe = "from mujoco.osmesa import GLContext; GLContext(8, 8).make_current()"
+    environment = {**os.environ, "MUJOCO_GL": "osmesa"}
+    if subprocess.run([sys.executable, "-c", probe], env=environment, check=False).returncode:
+        pytest.skip("OSMesa is not installed (Debian: libosmesa6)")
+    command = "data record --robot robot_b --episodes 1 --image-size 16 --json --out"
+    done = subprocess.run(
+        [sys.executable, "-m", "spatialvla_ft_cli", *command.split(), str(tmp_path)],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["episodes"] == 1

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from spatialvla_ft.viz.contact_sheet import contact_sheet
+from spatialvla_ft.viz.embed import jpeg_uri
 from spatialvla_ft.viz.point_cloud import (
     CameraFrame,
     cell_points,
@@ -98,3 +100,14 @@ def test_plot():
     labels = [figure.axes[1].get_xlabel(), figure.axes[1].get_ylabel(), figure.axes[1].get_zlabel()]
     assert labels == ["x, right (m)", "z, forward (m)", "y, down (m)"]
     figure.canvas.draw()
+
+
+def test_pictures_of_floats_are_drawn_as_the_bytes_that_they_are():
+    whole = frame()
+    floats = whole.image.astype(np.float32) / 255
+    again = CameraFrame("made up", np.moveaxis(floats, -1, 0), whole.depth, K)
+    np.testing.assert_array_equal(again.image, whole.image)
+    for drawn in (lambda one: contact_sheet([(3, [(0, one)])]), jpeg_uri):
+        assert np.array_equal(drawn(floats), drawn(whole.image))
+    with pytest.raises(ValueError, match=r"made up is float32 .* floats are read as \[0, 1\]"):
+        CameraFrame("made up", whole.image.astype(np.float32), whole.depth, K)
