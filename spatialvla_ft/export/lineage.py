@@ -87,6 +87,8 @@ def read_lineage(
         way = recorded.get(FROM_HERE)
     named, way = base or named, None if base else way
     place = None if named is None else base_folder(folder, named, way)
+    if place is None and named is not None and Path(named).is_dir():
+        place = Path(named)  # what is left of it may still tell
     fresh: bool | None = None
     licence, licences = None, _dataset_licences(folder)
     if recipe is not None and (recipe.get("model") or {}).get("new") is not None:
