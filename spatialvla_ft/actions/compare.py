@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from .axes import F64
 from .fit import KINDS
 from .fit_blocks import NormalisedBlocks, fit_grid_blocks, gaussian_moments, gaussians_of
+from .gaussians import with_widths
 from .grid import ActionGrid
 from .grid_checks import Decoding
 from .normalise import ActionStatistics, normalise, unnormalise
@@ -125,7 +126,7 @@ def compare_trials(
         scale = np.ones(7)
         if robot:
             scale = (given.statistics[0].q99 - given.statistics[0].q01) / 2
-        fits = gaussians_of(gaussian_moments(given.fitting(), space), space)
+        fits = with_widths(gaussians_of(gaussian_moments(given.fitting(), space), space), min_sigma)
         common: dict[str, Any] = {"space": space, "zero_bin": zero_bin}
         for kind in KINDS:
             own = fit_grid_blocks(

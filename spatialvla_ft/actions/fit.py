@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from .gaussians import fit_gaussians
+from .gaussians import fit_gaussians, with_widths
 from .grid import ActionGrid
 from .spaces import ActionSpace, NormalisedActions
 
@@ -31,5 +31,5 @@ def fit_grid(
         return ActionGrid.from_quantiles(actions, **common)
     if kind == "uniform":
         return ActionGrid.uniform(**common).with_means(actions)
-    fits = fit_gaussians(actions, space)
+    fits = with_widths(fit_gaussians(actions, space), min_sigma)
     return ActionGrid.from_gaussians(fits, min_sigma=min_sigma, **common).with_means(actions)

@@ -10,7 +10,7 @@ import numpy as np
 from .axes import F64
 from .axis_fits import quantile_bins
 from .fit import GridKind
-from .gaussians import gaussian_values
+from .gaussians import gaussian_values, with_widths
 from .grid import ActionGrid
 from .layout import axis_ranges, check_actions, fitted_values, per_axis, slots_of, zero_axes
 from .moments import Moments
@@ -90,6 +90,7 @@ def fit_grid_blocks(
         grid = ActionGrid.uniform(**common)
     else:
         fits = gaussians or gaussians_of(gaussian_moments(blocks(), space), space)
+        fits = with_widths(fits, min_sigma)
         grid = ActionGrid.from_gaussians(fits, min_sigma=min_sigma, **common)
     sums: dict[str, tuple[F64, F64]] = {
         axis: (np.zeros(len(edges) - 1), np.zeros(len(edges) - 1))

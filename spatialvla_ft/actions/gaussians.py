@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from .arrays import to_numpy
 from .axes import F64
 from .layout import axis_values, check_actions, slots_of
 from .spaces import ActionSpace, end_effector_delta
+
+SAME = 1e-6
+"""Standard deviation of normalised numbers, at most, that are all the same but for rounding."""
 
 
 def fit_gaussians(actions: Any, space: ActionSpace | None = None) -> dict[str, dict[str, float]]:
@@ -42,6 +46,20 @@ def gaussian_values(actions: F64, space: ActionSpace) -> dict[str, F64]:
     spheres = [slot for slot in slots if slot.shape == "sphere"]
     values = {space.names[i]: actions[:, i] for s in spheres for i in range(s.start, s.stop)}
     return values | axis_values(actions, slots)
+
+
+def with_widths(
+    fits: Mapping[str, Mapping[str, float]], min_sigma: float
+) -> dict[str, dict[str, float]]:
+    """Fits from which bins can be made: axes on which nothing varies get a sigma of 0.5.
+
+    Which bins they have does not matter then, since all actions are in one of them.
+    """
+    still = {name for name, fit in fits.items() if fit["sigma"] <= SAME and min_sigma <= SAME}
+    return {
+        name: {"mu": fit["mu"], "sigma": 0.5 if name in still else fit["sigma"]}
+        for name, fit in fits.items()
+    }
 
 
 def truncated_gaussian_edges(

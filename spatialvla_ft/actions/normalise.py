@@ -1,4 +1,4 @@
-"""Between a robot's units and [-1, 1], by the 1 % and 99 % quantiles of a dataset.
+"""Between a robot's units and [-1, 1], by a range of each dimension: q01 to q99.
 
 As the released checkpoints were trained, and as their processors decode:
 
@@ -7,10 +7,13 @@ As the released checkpoints were trained, and as their processors decode:
 - unnormalise: (a + 1) / 2 (q99 - q01) + q01, so that the 0 of a constant dimension is its constant;
 - dimensions that `mask` leaves out (the gripper) pass unchanged both ways.
 
-One difference: the released training code also sets a constant GRIPPER to 0, which tells a robot
-whose gripper is always open that it is closed. Here the mask wins. A dimension whose q01 equals q99
-though it does change is a step function under this formula, as released:
-`ActionStatistics.degenerate` finds it.
+The range is the 1 % and 99 % quantiles of the data, but of a dimension that seldom moves it is
+wider (see `ranges.py`): between such quantiles there is nothing, and every motion would decode to
+rest. Statistics of a released checkpoint keep their numbers; `ActionStatistics.degenerate` finds
+the dimensions that they lose.
+
+Another difference: the released training code also sets a constant GRIPPER to 0, which tells a
+robot whose gripper is always open that it is closed. Here the mask wins.
 """
 
 from __future__ import annotations
@@ -38,11 +41,12 @@ class ActionStatistics:
         std: (dim,) population standard deviation.
         min: (dim,) smallest value.
         max: (dim,) largest value.
-        q01: (dim,) 1 % quantile.
-        q99: (dim,) 99 % quantile.
+        q01: (dim,) what becomes -1: the 1 % quantile, or less where the range was widened.
+        q99: (dim,) what becomes 1: the 99 % quantile, or more where the range was widened.
         mask: (dim,) True where a dimension is normalised; False for the gripper.
         num_transitions: steps that were counted; 0 if unknown.
         num_trajectories: episodes that were counted; 0 if unknown.
+        quantiles: (2, dim) the 1 % and 99 % quantiles themselves; None where q01 and q99 are they.
     """
 
     mean: Float64[np.ndarray, " dim"]
@@ -54,6 +58,7 @@ class ActionStatistics:
     mask: Bool[np.ndarray, " dim"]
     num_transitions: int = 0
     num_trajectories: int = 0
+    quantiles: Float64[np.ndarray, "2 dim"] | None = None
 
     @property
     def dim(self) -> int:
@@ -67,11 +72,32 @@ class ActionStatistics:
 
     @property
     def degenerate(self) -> Bool[np.ndarray, " dim"]:
-        """Normalised dimensions that change, but in less than 2 % of the steps."""
+        """Normalised dimensions that change, but whose range is empty: all decode to one value."""
         return np.asarray(self.mask & ~self.constant & (self.q99 - self.q01 <= EPSILON))
 
+    @property
+    def widened(self) -> Bool[np.ndarray, " dim"]:
+        """Dimensions whose range is wider than their quantiles, so that rare motion is kept."""
+        if self.quantiles is None:
+            return np.zeros(self.dim, bool)
+        low, high = self.quantiles
+        return np.asarray((self.q01 < low) | (self.q99 > high))
+
+    @property
+    def reach(self) -> Float64[np.ndarray, " dim"]:
+        """The extreme value of each dimension that lies farthest from the middle of its range."""
+        middle = (self.q01 + self.q99) / 2
+        return np.where(self.max - middle >= middle - self.min, self.max, self.min)
+
+    def by_quantiles(self) -> ActionStatistics:
+        """The same with nothing widened, as the released code normalises."""
+        if self.quantiles is None:
+            return self
+        low, high = self.quantiles
+        return replace(self, q01=low, q99=high, quantiles=None)
+
     def symmetric(self, which: Bool[np.ndarray, " dim"]) -> ActionStatistics:
-        """The same with quantiles -q and q in some dimensions, q the larger of |q01| and |q99|.
+        """The same with the range -q to q in some dimensions, q the larger of |q01| and |q99|.
 
         Then 0 in the robot's units is 0 normalised, so that a grid with a zero bin represents no
         motion exactly; the price is range that one side does not use.
@@ -87,6 +113,9 @@ class ActionStatistics:
     def to_dict(self) -> dict[str, Any]:
         """A dataset's entry in the layout of the released `statistics`: action, counts."""
         action: dict[str, Any] = {name: getattr(self, name).tolist() for name in _FIELDS}
+        if self.quantiles is not None:
+            low, high = self.quantiles.tolist()
+            action["quantiles"] = {"q01": low, "q99": high}
         return {
             "action": {**action, "mask": self.mask.tolist()},
             "num_transitions": self.num_transitions,
@@ -109,7 +138,9 @@ class ActionStatistics:
         values = {name: np.asarray(action[name], np.float64) for name in _FIELDS}
         dim = len(values["q01"])
         mask = np.asarray(action.get("mask", [True] * dim), bool)
-        lengths = {name: len(array) for name, array in {**values, "mask": mask}.items()}
+        if found := action.get("quantiles"):
+            values["quantiles"] = np.array([found["q01"], found["q99"]], np.float64)
+        lengths = {name: array.shape[-1] for name, array in {**values, "mask": mask}.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"action statistics of different lengths: {lengths}")
         counts = {k: int(entry.get(k, 0)) for k in ("num_transitions", "num_trajectories")}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .arrays import to_numpy
 from .axes import F64
@@ -60,3 +61,28 @@ def reconstruct(grid: ActionGrid, actions: Any, *, mode: Decoding | None = None)
     ids = grid.encode(clipped)
     decoded = grid.decode(ids, mode=mode)
     return Reconstruction(clipped, decoded, ids, grid.action_space.names)
+
+
+def arm_rmse(grid: ActionGrid, actions: Any) -> float:
+    """RMSE of all but the grippers, normalised; of the grippers where there is nothing else."""
+    error = reconstruct(grid, actions).rmse
+    arm = arm_dimensions(grid)
+    return float(np.sqrt(np.mean(error[arm if arm.any() else slice(None)] ** 2)))
+
+
+def motion_errors(grid: ActionGrid, actions: Any) -> F64:
+    """(dim,) mean error as a share of the mean distance from rest (the median); 0 of grippers.
+
+    That counts motion by its size: steps at rest, however many and however exact, hide nothing.
+    """
+    result = reconstruct(grid, actions)
+    error = np.abs(result.decoded - result.actions).mean(axis=0)
+    moved = np.abs(result.actions - np.median(result.actions, axis=0)).mean(axis=0)
+    arm = arm_dimensions(grid) & (moved > 1e-6)
+    return np.asarray(np.divide(error, moved, out=np.zeros_like(error), where=arm))
+
+
+def arm_dimensions(grid: ActionGrid) -> NDArray[np.bool_]:
+    """(dim,) True for all but grippers."""
+    groups = grid.action_space.groups
+    return np.array([group.role != "gripper" for group in groups for _ in group.names])

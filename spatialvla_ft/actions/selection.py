@@ -66,6 +66,10 @@ class Summary:
                 _count_upper(upper, values, weight)
         self._kept, self._upper = kept, upper
 
+    def again(self) -> Iterator[Block]:
+        """All blocks once more, from memory if they are kept."""
+        return self._blocks() if self._kept is None else iter(self._kept)
+
     def quantiles(self, shares: Sequence[float]) -> F64:
         """(len(shares), n) quantiles.
 

@@ -14,10 +14,13 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
 from ..actions.grid import ActionGrid
+from ..actions.grid_io import load_grid
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
+from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.released import fill_from_processor_config
+from ..models.resize import set_action_counts
 from ..models.small import small_config, small_processor
 from ..training.build import observation_fields
 from ..training.recipe import Recipe, RecipeError
@@ -29,6 +32,9 @@ PROPRIO_NUMBERS = 8
 
 def config_of(recipe: Recipe, size: str | None = None) -> SpatialVLAConfig:
     """Configuration of the model that a recipe trains, found without its data and weights.
+
+    With the action tokens of `grid.file` or `grid.bins`. A grid that is fitted has the base's bins;
+    where the data have another action space, only `grid.file` tells how many tokens that makes.
 
     Args:
         recipe: whose model it is.
@@ -43,12 +49,12 @@ def config_of(recipe: Recipe, size: str | None = None) -> SpatialVLAConfig:
     changes = {**recipe.model.overrides, **observation_fields(layout)}
     if size is not None:
         fields = bench_config(size).to_dict()
-        return SpatialVLAConfig(**{**fields, **changes})
+        return _with_grid(SpatialVLAConfig(**{**fields, **changes}), recipe)
     new = recipe.model.new
     if new is not None:
         processor = small_processor(
             ["pick up the block"],
-            ActionGrid.uniform(bins=new.bins),
+            _grid(recipe) or ActionGrid.uniform(bins=new.bins),
             image_size=new.image_size,
             patch_size=new.patch_size,
             action_chunk_size=new.action_chunk_size,
@@ -69,6 +75,27 @@ def config_of(recipe: Recipe, size: str | None = None) -> SpatialVLAConfig:
         )
     config = SpatialVLAConfig.from_pretrained(base, **changes)
     fill_from_processor_config(config, base)
+    return _with_grid(config, recipe)
+
+
+def _grid(recipe: Recipe) -> ActionGrid | None:
+    """A grid of the size that the recipe asks for; None where that is the model's own."""
+    if recipe.grid.file is not None:
+        return load_grid(Path(recipe.grid.file))
+    return None if recipe.grid.bins is None else _uniform(recipe.grid.bins, recipe)
+
+
+def _uniform(bins: tuple[int, ...], recipe: Recipe) -> ActionGrid:
+    """Of the base's action space, or of one arm where there is no base on this disk."""
+    base, space = recipe.model.base, None
+    if base is not None and (Path(base) / "processor_config.json").is_file():
+        space = SpatialVLAProcessor.from_pretrained(base).grid.action_space
+    return ActionGrid.uniform(space=space, bins=bins)
+
+
+def _with_grid(config: SpatialVLAConfig, recipe: Recipe) -> SpatialVLAConfig:
+    if (grid := _grid(recipe)) is not None:
+        set_action_counts(config, grid.counts)
     return config
 
 

@@ -230,7 +230,7 @@ def _summary(report: dict[str, Any], console: Console) -> None:
             table.add_column(name, justify="right")
         for i, (dimension, unit) in enumerate(zip(result["names"], result["units"], strict=True)):
             label = f"{dimension}, {unit}" if len(unit) < 5 else dimension
-            table.add_row(label, *(f"{values[i]:.4f}" for values in result["l1"].values()))
+            table.add_row(label, *(f"{values[i]:.3g}" for values in result["l1"].values()))
         console.print(table)
     count = len(report["warnings"])
     if count:

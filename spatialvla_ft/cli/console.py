@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 30
 """Between two lines where nobody watches."""
+FEW_LINES = 200
+"""A run that logs no more often than this tells every time, also where nobody watches."""
 
 
 REFUSALS = (ValueError, OSError, FloatingPointError, ChildError)
@@ -55,19 +58,32 @@ def refuse(error: Exception) -> NoReturn:
     raise typer.Exit(1) from error
 
 
+class TrainingProgress(Progress):
+    """A bar, and below it what is known, which would not fit beside it into 80 columns."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar, then the words of each task."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields.get("text"):
+                yield Text(f"  {task.fields['text']}")
+
+
 class TrainingLog:
     """Called by the loop with every logged step: one calm line, and the last of every metric.
 
-    Where nobody watches (a file, a batch job), a line now and then takes the bar's place.
+    Where nobody watches (a file, a batch job), a line now and then takes the bar's place, or one
+    for every logged step if those are few. A call without metrics says that a run goes on.
     """
 
-    def __init__(self, progress: Progress | None, steps: int = 0) -> None:
+    def __init__(self, progress: Progress | None, steps: int = 0, every: int = 1) -> None:
         self.progress = progress
         self.task = None
         self.steps = steps
+        self.pause = 0 if steps <= FEW_LINES * every else QUIET_SECONDS
         self.last: dict[str, float] = {}
         self.warnings: list[str] = []
-        self._told = 0.0
+        self._told = -math.inf
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
         """Advance the bar and show what matters."""
@@ -76,8 +92,11 @@ class TrainingLog:
             return
         text = progress_words(self.last)
         self.progress.update(self.task, completed=step, text=text)
+        if not values:
+            print_line(self.progress.console, f"continued at step {step:,} of {self.steps:,}")
+            return
         now = time.monotonic()
-        if not self.progress.console.is_terminal and now - self._told > QUIET_SECONDS:
+        if not self.progress.console.is_terminal and now - self._told >= self.pause:
             self._told = now
             print_line(self.progress.console, f"step {step:,} of {self.steps:,}  {text}")
 
@@ -97,6 +116,48 @@ def progress_words(last: dict[str, float]) -> str:
     if "data_wait_share" in last:
         parts.append(f"{100 * last['data_wait_share']:.0f} % waiting for data")
     return ", ".join(parts)
+
+
+class Watch:
+    """Told how much of some long work is done: a bar in a terminal, elsewhere a line now and then.
+
+    Attributes:
+        what: the work, in a word or two.
+        total: how much there is.
+    """
+
+    def __init__(self, progress: Progress, what: str, total: int) -> None:
+        self.progress, self.what, self.total = progress, what, total
+        self._task = progress.add_task(what, total=total, note="")
+        self._began = self._told = time.monotonic()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """So much is done; the note is shown behind."""
+        self.progress.update(self._task, completed=done, note=note)
+        now = time.monotonic()
+        if self.progress.disable or self.progress.console.is_terminal:
+            return
+        if now - self._told >= QUIET_SECONDS:
+            self._told = now
+            left = (now - self._began) * (self.total - done) / max(done, 1)
+            line = f"{self.what}: {done:,} of {self.total:,}, about {left:,.0f} s left"
+            print_line(self.progress.console, f"{line}  {note}".rstrip())
+
+
+@contextmanager
+def watching(*, quiet: bool = False) -> Iterator[Callable[[str, int], Watch]]:
+    """Yields what begins a `Watch` of some work; nothing is shown when quiet."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    console = Console(stderr=True)
+    # Where nobody watches, a bar that is drawn once at the end says nothing.
+    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
+        yield lambda what, total: Watch(progress, what, total)
 
 
 def print_line(console: Console, line: str | Text) -> None:
@@ -147,10 +208,9 @@ def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=console) as progress:
-        log = TrainingLog(progress, run.recipe.train.steps)
+    with TrainingProgress(*columns, console=console) as progress:
+        log = TrainingLog(progress, run.recipe.train.steps, run.recipe.train.log_every)
         log.task = progress.add_task("training", total=run.recipe.train.steps, text="")
         with warnings_shown(console, log.warnings):
             yield log

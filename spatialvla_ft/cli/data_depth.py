@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -37,9 +38,8 @@ def depth(
     import time
 
     from rich.console import Console
-    from rich.progress import Progress
 
-    from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.console import fail_with, watching
 
     with fail_with():
         import torch
@@ -60,13 +60,14 @@ def depth(
         store = DepthCache(cache)
         filler = SampleDepth(deferred, store, camera or None)
         begin = time.perf_counter()
-        with Progress(console=Console(stderr=True), disable=as_json) as progress:
-            bar = progress.add_task(f"{deferred.name} on {place}", total=len(dataset))
+        with watching(quiet=as_json) as begin_watch:
+            done = itertools.count(1)
+            told = begin_watch(f"{deferred.name} on {place}", len(dataset))
             filled = filler.fill(
                 dataset,
                 range(len(dataset)),
                 batch_size=batch_size,
-                on_frame=lambda _: progress.advance(bar),
+                on_frame=lambda _: told(next(done)),
             )
         seconds = time.perf_counter() - begin
         size = store.size()

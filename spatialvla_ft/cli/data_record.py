@@ -148,28 +148,12 @@ def _record(
 
 def _show(progress_of: Iterator[Tally], count: int) -> Tally:
     """Follow the recording with a progress bar on stderr; returns the final tally."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
+    from spatialvla_ft.cli.console import watching
     from spatialvla_ft.sim.recorder import Tally
 
     tally = Tally()
-    with Progress(
-        TextColumn("episodes"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    ) as progress:
-        bar = progress.add_task("", total=count, note="starting")
+    with watching() as begin:
+        told = begin("episodes", count)
         for tally in progress_of:
-            note = f"{tally.steps} steps, {tally.failed} attempts failed"
-            progress.update(bar, completed=tally.episodes, note=note)
+            told(tally.episodes, f"{tally.steps} steps, {tally.failed} attempts failed")
     return tally

@@ -169,6 +169,7 @@ def _numbers(title: str, part: dict[str, Any]) -> Any:
     notes = {name: _note(numbers) for name, numbers in found["dimensions"].items()}
     # Below the table: a column of their own would not fit into 80 letters.
     table.caption = "; ".join(f"{name}: {note}" for name, note in notes.items() if note)
+    table.caption_justify = "left"
     for name, numbers in found["dimensions"].items():
         unit = numbers["unit"]
         label = f"{name}, {unit}" if len(unit) < 5 else name
@@ -181,6 +182,10 @@ def _note(numbers: dict[str, Any]) -> str:
     """What is unusual about a dimension."""
     if numbers["constant"]:
         return "constant"
+    if numbers["widened"]:
+        low, high = numbers["range"]
+        why = "q01 = q99" if numbers["degenerate"] else "seldom moves"
+        return f"{why}, so its range is {low:.3g} to {high:.3g}"
     if numbers["degenerate"]:
         return "q01 = q99"
     return "" if numbers["normalised"] else "not normalised"

@@ -29,10 +29,9 @@ def open_loop(
     Example: spatialvla-ft eval open-loop runs/b/final datasets/robot_b_touch/1.0.0
     """
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
-    from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.console import fail_with, watching
 
     with fail_with():
         from spatialvla_ft.data import open_dataset
@@ -48,15 +47,14 @@ def open_loop(
             window=processor.layout.window,
             cameras=processor.layout.cameras,
         )
-        with Progress(console=Console(stderr=True), disable=as_json) as progress:
-            bar = progress.add_task("steps", total=min(frames, len(data)))
+        with watching(quiet=as_json) as begin:
             result = run_open_loop(
                 model,
                 processor,
                 data,
                 unnorm_key=unnorm_key,
                 frames=frames,
-                on_frames=lambda n: progress.update(bar, completed=n),
+                on_frames=begin("steps", min(frames, len(data))),
             )
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +62,12 @@ def open_loop(
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return
+    for words in result.lost:
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {words}", highlight=False)
     table = Table("mean |error|", *result.l1, title=f"{result.frames} steps of {result.dataset}")
     for i, (dimension, unit) in enumerate(zip(result.names, result.units, strict=True)):
-        row = [f"{result.l1[policy][i]:.4f}" for policy in result.l1]
-        table.add_row(f"{dimension} ({unit})", *row)
+        row = [f"{result.l1[policy][i]:.3g}" for policy in result.l1]
+        table.add_row(f"{dimension}, {unit}" if len(unit) < 5 else dimension, *row)
     Console().print(table)
     shares = ", ".join(f"{k} {v:.1%}" for k, v in result.token_accuracy.items())
     Console().print(f"predicted tokens equal to the recorded ones: {shares}")

@@ -63,9 +63,8 @@ def sim(
     Example: spatialvla-ft eval sim --checkpoint runs/b/final --robot robot_b --task touch
     """
     from rich.console import Console
-    from rich.progress import Progress
 
-    from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.console import fail_with, watching
     from spatialvla_ft.sim.layout import distractor_counts
 
     with fail_with():
@@ -87,9 +86,8 @@ def sim(
         if depth is not None:
             acting = _with_depth(acting, depth, depth_resolution, depth_every)
         results = []
-        with Progress(console=Console(stderr=True), disable=as_json) as progress:
+        with watching(quiet=as_json) as begin:
             for one, total in totals.items():
-                bar = progress.add_task(f"{robot} {one}", total=total)
                 results.append(
                     run_closed_loop(
                         acting,
@@ -102,7 +100,7 @@ def sim(
                         camera_mode=camera_mode,
                         distractors=counts,
                         swap=swap_test,
-                        on_episodes=lambda n, bar=bar: progress.update(bar, completed=n),
+                        on_episodes=begin(f"{robot} {one}", total),
                     )
                 )
         content = [result.to_dict() for result in results]

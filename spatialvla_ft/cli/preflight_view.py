@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from spatialvla_ft.training.preflight_samples import SampleFacts
 
 SAMPLES = 2
+UNIT = 12
+"""Letters of a unit that are shown."""
 MANY_DATASETS = 4
 """More datasets are listed in one line each."""
 
@@ -54,7 +56,7 @@ def _dataset(facts: DatasetFacts) -> Group:
     actions = _table("", "action", "unit", "-1 is", "1 is", "outside", "", right=(2, 3, 4))
     for one in facts.dimensions:
         low, high = (f"{v:.3g}" if v is not None else "" for v in (one.q01, one.q99))
-        unit = one.unit if len(one.unit) < 24 else one.unit[:23] + "…"
+        unit = one.unit.partition(",")[0][:UNIT]
         actions.add_row(one.name, unit, low, high, f"{one.outside:.1%}", one.note)
     lines = [Text.assemble((facts.name, "bold"), f": {_line(facts)}")]
     lines += [
@@ -67,6 +69,7 @@ def _dataset(facts: DatasetFacts) -> Group:
     bad = sum(facts.not_finite.values())
     lines.append(Text(f"  depth: {facts.depth}"))
     lines.append(Text(f"  NaN or infinite: {bad or 'none'} (of {facts.steps_read:,} steps read)"))
+    lines += [Text(f"  {note}") for note in facts.notes]
     return Group(*lines, actions)
 
 
@@ -110,9 +113,12 @@ def _sample(facts: SampleFacts) -> Group:
                 "unknown"
             )
         )
-    table = _table("", "first action", *facts.names, right=tuple(range(1, 1 + len(facts.names))))
-    table.add_row("recorded", *(f"{value:.3g}" for value in facts.recorded[0]))
-    table.add_row("label tokens say", *(f"{value:.3g}" for value in facts.decoded[0]))
+    # A line per dimension: two arms would not fit into 80 columns side by side.
+    table = _table("", "first action", "recorded", "label tokens say", right=(1, 2))
+    for name, recorded, decoded in zip(
+        facts.names, facts.recorded[0], facts.decoded[0], strict=True
+    ):
+        table.add_row(f"  {name}", f"{recorded:.4g}", f"{decoded:.4g}")
     return Group(*lines, table)
 
 

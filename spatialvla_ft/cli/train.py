@@ -62,7 +62,7 @@ def train(
             first = is_first_process()
             quiet = as_json or not first
             with main_process_first(checked.train):
-                run = build(checked)
+                run = build(checked, fresh=fresh)
             report = _report(run, quiet=quiet, thorough=check)
             if check:
                 if as_json and first:

@@ -171,7 +171,7 @@ def drop_no_ops(dataset: SampleDataset, rule: NoOps, scale: SampleDataset) -> Sa
         scale: the episodes whose range counts; those that are trained on.
     """
     space = dataset.action_space
-    found = dataset_statistics(scale)
+    found = dataset_statistics(scale).by_quantiles()
     spread = np.where(found.constant, np.inf, found.q99 - found.q01 + 1e-8)
     rows = MovingSteps(rule.tolerance, space, spread)
 

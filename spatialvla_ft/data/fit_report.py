@@ -62,14 +62,17 @@ def checkpoint_layout(scans: Mapping[str, Scan]) -> dict[str, Any]:
 
 def _statistics(found: ActionStatistics, space: ActionSpace, *, robot: bool) -> dict[str, Any]:
     """Numbers by dimension; quantiles are exact, see `actions/selection.py`."""
-    content = found.to_dict()["action"]
+    plain = found.by_quantiles()
+    content = plain.to_dict()["action"]
     names = ("mean", "std", "min", "max", "q01", "q99")
     dimensions = {
         name: {
             "unit": space.units[i] if robot else "normalised",
             "normalised": bool(found.mask[i]),
             "constant": bool(found.constant[i]),
-            "degenerate": bool(found.degenerate[i]),
+            "degenerate": bool(plain.degenerate[i]),
+            "widened": bool(found.widened[i]),
+            "range": [float(found.q01[i]), float(found.q99[i])] if found.mask[i] else None,
             **{key: content[key][i] for key in names},
         }
         for i, name in enumerate(space.names)

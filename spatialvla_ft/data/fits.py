@@ -182,7 +182,8 @@ class MixtureActions:
                 if share
             )
             mask = normalised_dimensions(self.space)
-            return streamed_statistics(self.blocks, mask, num_trajectories=episodes).to_dict()
+            found = streamed_statistics(self.blocks, mask, num_trajectories=episodes)
+            return found.by_quantiles().to_dict()
 
         folder = self.datasets[0].store.statistics_dir
         return ActionStatistics.from_dict(kept_json(folder, "mixture", self.key(), compute))

@@ -15,7 +15,7 @@ from spatialvla_ft.actions.normalise import ActionStatistics
 from spatialvla_ft.data.content import content_key, is_kept, kept_json
 from spatialvla_ft.data.fits import MixtureActions, QuantileFit
 from spatialvla_ft.data.sample_dataset import SampleDataset
-from spatialvla_ft.data.statistics import dataset_statistics
+from spatialvla_ft.data.statistics import RANGES, dataset_statistics
 
 KEPT = "scan"
 STAGES = 3
@@ -55,7 +55,7 @@ class Channel(Protocol):
 
 def is_scanned(dataset: SampleDataset) -> bool:
     """Whether a scan of exactly this content, by this card, was kept."""
-    return is_kept(dataset.store.statistics_dir, KEPT, content_key(dataset))
+    return is_kept(dataset.store.statistics_dir, KEPT, content_key(dataset, RANGES))
 
 
 def scan_dataset(dataset: SampleDataset, *, advance: Callable[[], None] = lambda: None) -> Scan:
@@ -102,5 +102,5 @@ def _scan(dataset: SampleDataset, advance: Callable[[], None]) -> dict[str, Any]
         return found
 
     folder = dataset.store.statistics_dir
-    content: dict[str, Any] = kept_json(folder, KEPT, content_key(dataset), compute)
+    content: dict[str, Any] = kept_json(folder, KEPT, content_key(dataset, RANGES), compute)
     return content

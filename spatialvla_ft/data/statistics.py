@@ -1,24 +1,29 @@
 """Statistics of a dataset's actions, computed once per content, in memory that does not grow.
 
-Moments and range take one pass over the episodes; quantiles are exact, by `actions/selection.py`,
-at the cost of a second pass over datasets of more than a million steps.
+Moments and extremes take one pass over the episodes; quantiles are exact, by
+`actions/selection.py`, at the cost of a second pass over datasets of more than a million steps. The
+range of dimensions that seldom move is widened by `actions/ranges.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 
 from spatialvla_ft.actions.normalise import ActionStatistics
+from spatialvla_ft.actions.ranges import QUARTILES, keep_motion, tails
 from spatialvla_ft.actions.selection import BUFFER_ROWS, Blocks, Summary
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions
 from spatialvla_ft.data.action_blocks import proprio_blocks, raw_blocks
 from spatialvla_ft.data.content import content_key, kept_json
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.sample_dataset import SampleDataset
+
+RANGES = "ranges 1"
+"""Changes with the rule that widens ranges, so that statistics kept by another are not taken."""
 
 
 def normalised_dimensions(space: ActionSpace) -> Bool[np.ndarray, " dim"]:
@@ -27,12 +32,18 @@ def normalised_dimensions(space: ActionSpace) -> Bool[np.ndarray, " dim"]:
 
 
 def compute_statistics(
-    actions: RawActions, mask: Bool[np.ndarray, " dim"], *, num_trajectories: int = 0
+    actions: RawActions,
+    mask: Bool[np.ndarray, " dim"],
+    *,
+    num_trajectories: int = 0,
+    units: Sequence[str] | None = None,
 ) -> ActionStatistics:
-    """Statistics of (N, dim) actions, as the released code computes them.
+    """Statistics of (N, dim) actions.
 
-    Population standard deviation; quantiles by linear interpolation between the two nearest of all
-    N values, exactly.
+    As the released code computes them, with the population's standard deviation and with exact
+    quantiles by linear interpolation between the two nearest of all N values; but rare motion is
+    kept (`actions/ranges.py`; `units` help to tell it from noise), and `by_quantiles` takes that
+    back.
 
     Raises:
         DatasetError: no actions, another width than the mask's, NaN or infinity.
@@ -50,18 +61,21 @@ def compute_statistics(
             f"step {row}, dimension {column}; mend the data or the card"
         )
     wide = actions.astype(np.float64)
-    q01, q99 = np.quantile(actions, [0.01, 0.99], axis=0)
-    return ActionStatistics(
+    shares = (0.01, 0.99, *QUARTILES, *tails(len(actions)))
+    q01, q99, *others = np.quantile(actions, shares, axis=0).astype(np.float64)
+    found = ActionStatistics(
         mean=wide.mean(axis=0),
         std=wide.std(axis=0),
         min=wide.min(axis=0),
         max=wide.max(axis=0),
-        q01=q01.astype(np.float64),
-        q99=q99.astype(np.float64),
+        q01=q01,
+        q99=q99,
         mask=np.asarray(mask, bool),
         num_transitions=len(actions),
         num_trajectories=num_trajectories,
     )
+    quartiles, ends = np.stack(others[:3]), np.stack(others[3:])
+    return keep_motion(found, quartiles, ends, lambda: [(actions, 1.0)], units)
 
 
 def streamed_statistics(
@@ -69,11 +83,13 @@ def streamed_statistics(
     mask: Bool[np.ndarray, " dim"],
     *,
     num_trajectories: int = 0,
+    units: Sequence[str] | None = None,
     buffer_rows: int = BUFFER_ROWS,
 ) -> ActionStatistics:
     """As `compute_statistics`, from blocks of float32 actions (n, dim) with their weights.
 
-    Up to `buffer_rows` actions are held at once; more are read a second time for the quantiles.
+    Up to `buffer_rows` actions are held at once; more are read a second time for the quantiles, and
+    a third time if a dimension may lose its motion to them.
 
     Raises:
         DatasetError: there are no actions, or they are not as wide as the mask.
@@ -82,8 +98,8 @@ def streamed_statistics(
     if not found.rows or len(found.min) != len(mask):
         shape = (found.rows, len(found.min) if found.rows else len(mask))
         raise DatasetError(f"statistics need (N, {len(mask)}) actions, N > 0; got shape {shape}")
-    q01, q99 = found.quantiles([0.01, 0.99])
-    return ActionStatistics(
+    q01, q99, *others = found.quantiles((0.01, 0.99, *QUARTILES, *tails(found.rows)))
+    known = ActionStatistics(
         mean=found.moments.mean,
         std=found.moments.std,
         min=found.min.astype(np.float64),
@@ -94,6 +110,7 @@ def streamed_statistics(
         num_transitions=found.rows,
         num_trajectories=num_trajectories,
     )
+    return keep_motion(known, np.stack(others[:3]), np.stack(others[3:]), found.again, units)
 
 
 def proprio_statistics(dataset: SampleDataset) -> ActionStatistics:
@@ -112,7 +129,8 @@ def proprio_statistics(dataset: SampleDataset) -> ActionStatistics:
         return streamed_statistics(blocks, every, num_trajectories=len(dataset.episodes)).to_dict()
 
     folder = dataset.store.statistics_dir
-    return ActionStatistics.from_dict(kept_json(folder, "proprio", content_key(dataset), compute))
+    key = content_key(dataset, RANGES)
+    return ActionStatistics.from_dict(kept_json(folder, "proprio", key, compute))
 
 
 def dataset_statistics(
@@ -128,9 +146,14 @@ def dataset_statistics(
         return ((block, 1.0) for block in raw_blocks(dataset))
 
     def compute() -> dict[str, object]:
-        mask = normalised_dimensions(dataset.action_space)
-        episodes = len(dataset.episodes)
-        return streamed_statistics(blocks, mask, num_trajectories=episodes).to_dict()
+        space = dataset.action_space
+        return streamed_statistics(
+            blocks,
+            normalised_dimensions(space),
+            num_trajectories=len(dataset.episodes),
+            units=space.units,
+        ).to_dict()
 
     folder = cache_dir or dataset.store.statistics_dir
-    return ActionStatistics.from_dict(kept_json(folder, "actions", content_key(dataset), compute))
+    key = content_key(dataset, RANGES)
+    return ActionStatistics.from_dict(kept_json(folder, "actions", key, compute))

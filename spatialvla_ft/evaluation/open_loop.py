@@ -7,13 +7,14 @@ closed loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..actions.normalise import ActionStatistics, normalise
+from ..actions.ranges import lost_dimensions, lost_words
 from ..data.sample import Sample
 from ..data.sample_dataset import SampleDataset
 from ..data.statistics import normalised_dimensions
@@ -33,6 +34,7 @@ class OpenLoop:
         names, units: of the action dimensions.
         l1: {policy: mean absolute error per dimension, in the robot's units}.
         token_accuracy: share of predicted tokens that equal the recorded action's, by type.
+        lost: a sentence about each dimension whose motion the statistics cannot express.
     """
 
     dataset: str
@@ -41,6 +43,7 @@ class OpenLoop:
     units: tuple[str, ...]
     l1: dict[str, list[float]]
     token_accuracy: dict[str, float]
+    lost: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -113,11 +116,13 @@ def run_open_loop(
         name: np.abs(prediction - truth).mean(axis=0).tolist()
         for name, prediction in (("model", guess), ("no motion", still), ("mean action", mean))
     }
+    names, units = dataset.action_space.names, dataset.action_space.units
+    lost = lost_dimensions(statistics, truth.astype(np.float64))
     return OpenLoop(
         dataset=dataset.name,
         frames=len(chosen),
-        names=dataset.action_space.names,
-        units=dataset.action_space.units,
+        names=names,
+        units=units,
         l1=l1,
         token_accuracy=dict(
             zip(
@@ -126,4 +131,8 @@ def run_open_loop(
                 strict=True,
             )
         ),
+        lost=[
+            f"with the statistics of {unnorm_key}, {words}"
+            for words in lost_words(statistics, lost, names, units)
+        ],
     )

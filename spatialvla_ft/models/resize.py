@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..actions.tokenizer import action_token, action_tokens
 
 if TYPE_CHECKING:
+    from .configuration_spatialvla import SpatialVLAConfig
     from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 _APPENDED = {"<mask>"}
@@ -55,11 +56,16 @@ def set_action_rows(
     _replace(language.lm_head, begin, had, table if tied else head, used=not tied)
     if config.use_spatial_token:
         _replace(model.spatial_embed_tokens, 0, had, table)
-    vocabulary = config.text_config.vocab_size + total - had
-    for holder in (config.text_config, language.config, language, language.model):
+    set_action_counts(config, counts)
+    for holder in (language.config, language, language.model):
         if hasattr(holder, "vocab_size"):
-            holder.vocab_size = vocabulary
-    config.spatial_token_num = total
+            holder.vocab_size = config.text_config.vocab_size
+
+
+def set_action_counts(config: SpatialVLAConfig, counts: Sequence[int]) -> None:
+    """Make a configuration (in place) that of the same model with these action tokens per slot."""
+    config.text_config.vocab_size += sum(counts) - config.spatial_token_num
+    config.spatial_token_num = sum(counts)
     config.action_token_counts = list(counts)
     config.check()
 

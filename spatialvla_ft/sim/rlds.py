@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spatialvla_ft.data.rlds.tensorflow import tensorflow_datasets
 from spatialvla_ft.data.rlds.write import write_split
 from spatialvla_ft.sim.episode import ACTION_DIM, POINTS, STATE_DIM, Episode, steps_of
 
@@ -19,7 +20,7 @@ VERSION = "1.0.0"
 
 def features(cameras: Sequence[str], image_size: int) -> Any:
     """The dataset's `tfds.features.FeaturesDict`."""
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     tensor, scalar = tfds.features.Tensor, tfds.features.Scalar
     observation: dict[str, Any] = {

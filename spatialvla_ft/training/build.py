@@ -17,7 +17,6 @@ from ..actions.normalise import ActionStatistics
 from ..data.fits import MixtureActions
 from ..data.mixtures import excluded_datasets, find_mixture
 from ..data.sample_dataset import SampleDataset
-from ..data.statistics import dataset_statistics, proprio_statistics
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
 from ..models.lora import adapt_to_grid, fingerprint, spatial_rows
@@ -25,6 +24,7 @@ from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
+from .action_ranges import run_proprio, run_statistics
 from .augment import Augment
 from .collate import Collator, DepthInput
 from .global_batch import process_count, with_accumulation
@@ -39,8 +39,11 @@ from .trainable import trainable_part
 logger = logging.getLogger(__name__)
 
 
-def build(recipe: Recipe) -> Run:
-    """Open the data, make or load the model, fit or keep the grid, attach adapters."""
+def build(recipe: Recipe, *, fresh: bool = False) -> Run:
+    """Open the data, make or load the model, fit or keep the grid, attach adapters.
+
+    `fresh` says that the run starts over: what its output folder holds counts for nothing.
+    """
     recipe = with_accumulation(recipe, process_count())
     chunk, layout = chunk_and_layout(recipe)
     opened = open_data(recipe, chunk, layout)
@@ -51,7 +54,7 @@ def build(recipe: Recipe) -> Run:
         raise RecipeError(f"data.datasets name the same dataset twice: {names}")
     layout = _with_proprio(recipe, layout, datasets)
     overrides = {**recipe.model.overrides, **observation_fields(layout)}
-    statistics = {dataset.name: dataset_statistics(dataset) for dataset in datasets}
+    statistics = run_statistics(recipe, datasets, fresh=fresh)
 
     known = known_grid(recipe)
     zero_bin = recipe.grid.zero_bin if known is None else known.zero_bin
@@ -82,7 +85,7 @@ def build(recipe: Recipe) -> Run:
     processor.statistics.update({name: s.to_dict() for name, s in statistics.items()})
     if layout.proprio_dim is not None:
         for dataset in datasets:
-            entry = proprio_statistics(dataset).to_dict()["action"]
+            entry = run_proprio(recipe, dataset, fresh=fresh).to_dict()["action"]
             processor.statistics[dataset.name]["proprio"] = entry
     processor.intrinsic_config.update(_intrinsics(datasets, layout.cameras))
     _check_depth(recipe, model)
@@ -195,7 +198,9 @@ def grid_of(
                 "set grid.fit, or give a grid.file fitted to this robot"
             )
         return known if asked.file is not None else None
-    if recipe.model.new is not None:
+    if asked.bins is not None:
+        bins = asked.bins
+    elif recipe.model.new is not None:
         bins = recipe.model.new.bins
     else:
         base = SpatialVLAProcessor.from_pretrained(recipe.model.base).grid

@@ -101,7 +101,7 @@ def check_same_run(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
     if any(line.startswith("global batch:") for line in lines):
         cures.append("ranks x train.batch_size x train.gradient_accumulation must stay the same")
     if any(line.startswith(("frames.", "statistics.")) for line in lines):
-        cures.append("the data, or its card, is not what it was")
+        cures.append("the data, its card, or data.action_range is not what it was")
     raise ValueError(
         f"{checkpoint} is of another run than this recipe describes:\n  "
         + "\n  ".join(shown)

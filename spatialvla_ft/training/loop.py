@@ -55,7 +55,8 @@ def train(
         run: from `build`.
         resume: continue from the newest sound checkpoint of the output folder, if there is one;
             otherwise an earlier run there is moved aside.
-        on_log: called with (completed steps, metrics) on the main process.
+        on_log: called with (completed steps, metrics) on the main process; without metrics where a
+            run goes on at a step.
         report: of `preflight`; None makes it, and warns of what is suspicious.
 
     Raises:
@@ -130,6 +131,8 @@ class Loop:
             put(state, self.run.model, self.optimizer.optimizer, self.scheduler)
             self.done, self.memory = state.step, content["memory"]
             logger.info("resuming from %s", found)
+            if self.on_log is not None and self.accelerator.is_main_process:
+                self.on_log(self.done, {})
         if self.accelerator.is_main_process:
             with checkpoints.writing("the recipe and the metrics", self.folder):
                 content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

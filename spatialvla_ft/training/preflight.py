@@ -14,7 +14,8 @@ from .batches import epoch_words
 from .global_batch import process_count
 from .identity import global_batch
 from .parameter_groups import ParameterGroup, parameter_groups
-from .preflight_data import DatasetFacts, dataset_facts
+from .preflight_data import DatasetFacts, dataset_facts, read_some
+from .preflight_grid import GridFacts, grid_facts
 from .preflight_samples import SampleFacts, first_samples
 from .recipe import RecipeError
 from .run import Run
@@ -34,6 +35,7 @@ class Preflight:
     Attributes:
         datasets: what is learnt from.
         samples: of the first batch; checked ones beyond the first few are left out.
+        grid: how the grid suits the data, or None where no action could be read.
         groups: parameters of the model by part.
         plan: precision, schedule, batch, LoRA, in words by name.
         memory: planned bytes beside what there is, or None where nothing was planned.
@@ -44,6 +46,7 @@ class Preflight:
 
     datasets: list[DatasetFacts]
     samples: list[SampleFacts]
+    grid: GridFacts | None
     groups: list[ParameterGroup]
     plan: dict[str, str]
     memory: dict[str, Any] | None
@@ -72,7 +75,8 @@ def preflight(run: Run, *, memory: dict[str, Any] | None = None) -> Preflight:
         memory: {"planned", "available": bytes, "device": name}, if it was planned.
     """
     began = time.perf_counter()
-    datasets = [dataset_facts(run, i) for i in range(len(run.datasets))]
+    seen = [read_some(dataset) for dataset in run.datasets]
+    datasets = [dataset_facts(run, i, some) for i, some in enumerate(seen)]
     samples = first_samples(run, world=process_count())
     problems = _each([*datasets, *samples], "problems")
     warnings = _each([*datasets, *samples], "warnings")
@@ -84,6 +88,8 @@ def preflight(run: Run, *, memory: dict[str, Any] | None = None) -> Preflight:
             "no episode is held out, so nothing will tell overfitting or collapse; set data.holdout"
         )
     frames = sum(one.frames for one in datasets)
+    grid = grid_facts(run, [some.finite for some in seen], frames)
+    warnings += [] if grid is None else grid.warnings
     batch = global_batch(run.recipe, process_count())
     if frames and batch > frames:
         warnings.append(
@@ -99,8 +105,9 @@ def preflight(run: Run, *, memory: dict[str, Any] | None = None) -> Preflight:
     return Preflight(
         datasets,
         samples[:SHOWN],
+        grid,
         groups,
-        _plan(run),
+        _plan(run, grid),
         memory,
         problems,
         warnings,
@@ -112,7 +119,7 @@ def _each(parts: Iterable[Any], what: str) -> list[str]:
     return list(dict.fromkeys(text for part in parts for text in getattr(part, what)))
 
 
-def _plan(run: Run) -> dict[str, str]:
+def _plan(run: Run, grid: GridFacts | None) -> dict[str, str]:
     """The optimisation in words."""
     recipe, train = run.recipe, run.recipe.train
     world = process_count()
@@ -128,6 +135,9 @@ def _plan(run: Run) -> dict[str, str]:
         + (", activations recomputed" if train.activation_checkpointing else ""),
         "gradient": f"clipped to a norm of {train.clip_norm:g}",
     }
+    if grid is not None:
+        used = ", ".join(f"{n:,} of {of:,} {name}" for name, (n, of) in grid.used.items())
+        plan["grid"] = f"{grid.kind}, {grid.tokens:,} tokens (in use {used}), loses {grid.loss:.3g}"
     if recipe.lora is not None:
         rank = recipe.lora.rank
         alpha = rank if recipe.lora.alpha is None else recipe.lora.alpha

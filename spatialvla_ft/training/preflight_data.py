@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from ..actions.normalise import ActionStatistics, normalise
+from ..actions.ranges import lost_dimensions, lost_words, widened_words
 from ..actions.spaces import RawActions
 from ..data.card_fields import Intrinsics
 from ..data.sample_dataset import SampleDataset
@@ -31,7 +33,8 @@ class Dimension:
         name, unit: of it.
         q01, q99: what becomes -1 and 1; None for a gripper, which is not normalised.
         outside: share of the steps read that are beyond them (or, a gripper, beyond 0..1).
-        note: "constant", "hardly moves" or empty.
+        reach: the value in the data that lies farthest from the middle of that range.
+        note: "constant", "rare motion, kept", "motion is lost" or empty.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Dimension:
     q01: float | None
     q99: float | None
     outside: float
+    reach: float
     note: str = ""
 
 
@@ -65,6 +69,7 @@ class DatasetFacts:
         steps_read: of which numbers below are.
         not_finite: NaN and infinite numbers, by "actions" and "proprioception".
         common_label: by slot, the share of the steps that have its most frequent token.
+        notes: what is worth knowing, and nothing to worry about.
     """
 
     name: str
@@ -79,16 +84,18 @@ class DatasetFacts:
     steps_read: int
     not_finite: dict[str, int]
     common_label: dict[str, float]
+    notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def dataset_facts(run: Run, index: int) -> DatasetFacts:
-    """Look at dataset `index` of a run."""
+def dataset_facts(run: Run, index: int, seen: SomeActions) -> DatasetFacts:
+    """Look at dataset `index` of a run, some actions of which were read."""
     dataset = run.datasets[index]
     statistics = ActionStatistics.from_dict(run.processor.statistics[dataset.name])
-    actions, steps, not_finite = _read(dataset)
+    actions = seen.finite
     heldout = [len(held.episodes) for held in run.heldout if held.name == dataset.name]
+    lost = lost_dimensions(statistics, actions.astype(np.float64))
     facts = DatasetFacts(
         name=dataset.name,
         episodes=len(dataset.episodes),
@@ -96,19 +103,41 @@ def dataset_facts(run: Run, index: int) -> DatasetFacts:
         share=run.weights[index] / sum(run.weights),
         heldout=sum(heldout),
         control_hz=dataset.action_space.control_hz,
-        dimensions=_dimensions(dataset, statistics, actions),
+        dimensions=_dimensions(dataset, statistics, actions, lost),
         cameras=_cameras(run, dataset),
         depth=_depth(run, dataset),
-        steps_read=steps,
-        not_finite=not_finite,
+        steps_read=seen.steps,
+        not_finite=seen.not_finite,
         common_label=_common_labels(run, actions, statistics),
+    )
+    space = dataset.action_space
+    facts.notes.extend(widened_words(statistics, space.names, space.units))
+    facts.warnings.extend(
+        f"{dataset.name}: {words}; q01..q99, the released range, clips the rest away: "
+        "data.action_range=motion keeps it (a run that has begun must start anew, --fresh)"
+        for words in lost_words(statistics, lost, space.names, space.units)
     )
     _judge(facts, dataset)
     return facts
 
 
-def _read(dataset: SampleDataset) -> tuple[RawActions, int, dict[str, int]]:
-    """Finite actions of some episodes, evenly spaced, steps read, and what is not finite."""
+@dataclass(frozen=True)
+class SomeActions:
+    """Actions of some episodes.
+
+    Attributes:
+        finite: (n, dim) those without NaN and infinity.
+        steps: how many were read.
+        not_finite: NaN and infinite numbers, by "actions" and "proprioception".
+    """
+
+    finite: RawActions
+    steps: int
+    not_finite: dict[str, int]
+
+
+def read_some(dataset: SampleDataset) -> SomeActions:
+    """Actions of some episodes, evenly spaced."""
     chosen = np.unique(
         np.linspace(0, len(dataset.episodes) - 1, min(EPISODES, len(dataset.episodes))).astype(int)
     )
@@ -122,12 +151,15 @@ def _read(dataset: SampleDataset) -> tuple[RawActions, int, dict[str, int]]:
         steps += len(found.action)
         if steps >= STEPS:
             break
-    actions = np.concatenate(parts)
-    return RawActions(actions[np.isfinite(actions).all(axis=1)]), steps, bad
+    actions = np.concatenate(parts) if parts else np.zeros((0, dataset.action_space.dim))
+    return SomeActions(RawActions(actions[np.isfinite(actions).all(axis=1)]), steps, bad)
 
 
 def _dimensions(
-    dataset: SampleDataset, statistics: ActionStatistics, actions: RawActions
+    dataset: SampleDataset,
+    statistics: ActionStatistics,
+    actions: RawActions,
+    lost: Bool[np.ndarray, " dim"],
 ) -> list[Dimension]:
     space = dataset.action_space
     low = np.where(statistics.mask, statistics.q01, 0.0)
@@ -138,9 +170,11 @@ def _dimensions(
     for i, (name, unit) in enumerate(zip(space.names, space.units, strict=True)):
         arm = bool(statistics.mask[i])
         note = "constant" if statistics.constant[i] else ""
-        note = "hardly moves" if statistics.degenerate[i] else note
+        note = "rare motion, kept" if statistics.widened[i] else note
+        note = "motion is lost" if lost[i] else note
         limits = (float(low[i]), float(high[i])) if arm else (None, None)
-        found.append(Dimension(name, unit, *limits, float(outside[i]), note))
+        reach = float(statistics.reach[i])
+        found.append(Dimension(name, unit, *limits, float(outside[i]), reach, note))
     return found
 
 
@@ -221,11 +255,6 @@ def _judge(facts: DatasetFacts, dataset: SampleDataset) -> None:
             warnings.append(
                 f"{name}: {one.name} never changes; if the robot does move so, the card reads the "
                 "wrong column"
-            )
-        if one.note == "hardly moves":
-            warnings.append(
-                f"{name}: {one.name} moves in under 2 % of the steps, so that it becomes steps of "
-                "-1 and 1"
             )
     constant = {one.name for one in facts.dimensions if one.note == "constant"}
     for slot, share in facts.common_label.items():

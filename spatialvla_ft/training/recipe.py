@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from .recipe_text import RecipeError, explain, override, read_text
+from .recipe_text import RecipeError, apply_overrides, explain, read_text
 from .sections import Data, Grid, Lora, Model, Section, Train
 
 
@@ -56,6 +56,11 @@ class Recipe(Section):
                 "lora needs model.base: an adapter of a new model has no base to come back to. "
                 "Train the new model whole first, or remove lora"
             )
+        if self.grid.bins is not None and self.grid.fit is None and self.model.new is None:
+            raise ValueError(
+                "grid.bins is of a grid that is fitted: set grid.fit, or resize the base "
+                "(`spatialvla-ft grids resize`)"
+            )
         return self
 
 
@@ -73,8 +78,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"{path} does not exist; recipes/ holds recipes to start from")
     text = read_text(path)
-    for assignment in overrides:
-        text.places[override(text.content, assignment)] = f"{path}: override {assignment!r}"
+    apply_overrides(text, path, overrides)
     try:
         return Recipe.model_validate(text.content)
     except ValidationError as error:

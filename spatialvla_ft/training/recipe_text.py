@@ -11,6 +11,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+INSTEAD = {"file": ("fit", "bins", "min_sigma", "zero_bin", "exclude"), "fit": ("file",)}
+"""Keys of `grid` that take the place of others: a grid is read, or fitted."""
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message lists every problem."""
@@ -67,10 +70,37 @@ def read_text(path: Path, below: tuple[Path, ...] = ()) -> RecipeText:
     return whole
 
 
+def apply_overrides(
+    text: RecipeText, path: Path, assignments: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Apply every "key.sub=value" (in place); returns the path of keys of each.
+
+    `grid.file=...` alone takes the place of a recipe's grid.fit, and the other way round.
+    """
+    found = []
+    for assignment in assignments:
+        found.append(override(text.content, assignment))
+        text.places[found[-1]] = f"{path}: override {assignment!r}"
+    grid = text.content.get("grid")
+    if isinstance(grid, dict):
+        _instead(grid, {keys[1] for keys in found if keys[0] == "grid" and len(keys) > 1})
+    return found
+
+
+def _instead(grid: dict[str, Any], given: set[str]) -> None:
+    """Drop what keys that were just given take the place of (in place)."""
+    for key in given & set(INSTEAD):
+        if grid.get(key) is not None:
+            for other in set(INSTEAD[key]) - given:
+                grid.pop(other, None)
+
+
 def _lay_over(content: dict[str, Any], upper: dict[str, Any]) -> None:
     for key, value in upper.items():
         if isinstance(value, dict) and isinstance(content.get(key), dict):
             _lay_over(content[key], value)
+            if key == "grid":
+                _instead(content[key], set(value))
         else:
             content[key] = value
 

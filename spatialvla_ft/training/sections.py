@@ -170,6 +170,10 @@ class Data(Section):
     """How training pictures get to the model's size: `parity` has the released pipeline's pixels,
     `fast` those of inference, at less cost (see docs/pictures.md)."""
     augment: Augmentation | None = None
+    action_range: Literal["motion", "quantiles"] | None = None
+    """What becomes -1 and 1 in the robot's actions: `quantiles` takes q01 and q99, as released, and
+    `motion` more where those clip rare motion away. None is `motion`, but a run that began by
+    quantiles goes on by them (see docs/decisions/0018-rare-motion.md)."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Data:
@@ -183,6 +187,9 @@ class Grid(Section):
 
     fit: Literal["gaussian", "quantile", "uniform"] | None = None
     file: Path | None = None
+    bins: tuple[int, ...] | None = None
+    """Of a fitted grid, in the order of the action, e.g. 16,32,8,16,16,16,2; None takes the base's
+    (or model.new.bins)."""
     min_sigma: float = Field(0.0, ge=0)
     zero_bin: bool = False
     exclude: list[str] = Field(default_factory=list)
@@ -190,10 +197,19 @@ class Grid(Section):
     train all the same."""
     adapt_embeddings: bool = True
 
+    @field_validator("bins", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _not_both(self) -> Grid:
         if self.fit is not None and self.file is not None:
-            raise ValueError("set at most one of grid.fit and grid.file")
+            raise ValueError(
+                "set at most one of grid.fit and grid.file (grid.fit=null takes the file)"
+            )
+        if self.file is not None and self.bins is not None:
+            raise ValueError("grid.file says itself how many bins it has; leave bins out")
         if self.file is not None and self.zero_bin:
             raise ValueError("grid.file says itself whether it has zero bins; leave zero_bin out")
         if self.exclude and self.fit is None:

@@ -156,7 +156,8 @@ def _actions(seen: Inspection) -> str:
     return _as_section(
         facts.actions(seen),
         "Standard actions of the episodes looked at, after the card. q01 and q99 bound 98 % of "
-        "the steps; training maps them to -1 and 1 and clips what lies outside.",
+        "the steps; training maps them to -1 and 1 and clips what lies outside, except where that "
+        "would take rare motion away (see the findings).",
         drawn,
     )
 

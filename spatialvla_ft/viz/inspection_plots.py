@@ -45,7 +45,9 @@ def plot_actions(seen: Inspection) -> Figure | None:
     if not len(values):
         return None
     statistics = compute_statistics(
-        RawActions(values.astype(np.float32)), normalised_dimensions(seen.space)
+        RawActions(values.astype(np.float32)),
+        normalised_dimensions(seen.space),
+        units=seen.space.units,
     )
     scaled = normalise(RawActions(values.astype(np.float32)), statistics)
     dim = values.shape[1]
@@ -57,11 +59,13 @@ def plot_actions(seen: Inspection) -> Figure | None:
         row, column = divmod(i, columns)
         top = figure.add_subplot(grid[2 * row, column])
         _histogram(top, values[:, i])
-        for value, label in ((seen.q01[i], "q01"), (seen.q99[i], "q99")):
+        names = ("becomes -1", "becomes 1") if statistics.widened[i] else ("q01", "q99")
+        ends = zip((statistics.q01[i], statistics.q99[i]), names, ("right", "left"), strict=True)
+        for value, label, side in ends:
             top.axvline(value, color=VERMILION, lw=1.3)
             top.annotate(
                 label, (value, 1), xycoords=("data", "axes fraction"), fontsize=8, color=VERMILION,
-                ha="right" if label == "q01" else "left", va="top", rotation=90,
+                ha=side, va="top", rotation=90,
             )  # fmt: skip
         top.set_title(f"{name}{f', {unit}' if len(unit) < 5 else ''}", fontsize=11, loc="left")
         below = figure.add_subplot(grid[2 * row + 1, column])

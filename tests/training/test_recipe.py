@@ -130,3 +130,42 @@ def test_shipped_recipes_are_valid(file):
     load_recipe(file)
     header = file.read_text().split("\noutput:")[0]
     assert f" train recipes/{file.name}" in header
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "fit", "file"),
+    [
+        ("{fit: gaussian, min_sigma: 0.5, zero_bin: true}", ["grid.file=g.json"], None, "g.json"),
+        ("{fit: gaussian}", ["grid.fit=null", "grid.file=g.json"], None, "g.json"),
+        ("{file: a.json}", ["grid.fit=quantile", "grid.bins=4,4,4,4,4,4,2"], "quantile", None),
+        ("{fit: uniform, bins: [4, 4, 4, 4, 4, 4, 2]}", ["grid.file=g.json"], None, "g.json"),
+        ("{file: a.json}", ["grid.file=null"], None, None),
+        ("{fit: gaussian}", ["grid.min_sigma=0.1"], "gaussian", None),
+    ],
+)
+def test_a_file_given_alone_takes_the_place_of_a_fit(write, there, given, fit, file):
+    recipe = load_recipe(write(f"{GOOD}grid: {there}\n"), given)
+    assert recipe.grid.fit == fit
+    assert recipe.grid.file == (None if file is None else Path(file))
+
+
+def test_in_recipes_that_extend_others_too(write, tmp_path):
+    write(f"{GOOD}grid: {{fit: gaussian, min_sigma: 0.5}}\n")
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: recipe.yaml\ngrid: {file: g.json}\n")
+    assert load_recipe(own).grid.file == Path("g.json")
+    own.write_text("extends: recipe.yaml\ngrid: {file: g.json, fit: gaussian}\n")
+    with pytest.raises(RecipeError, match="at most one of grid"):
+        load_recipe(own)
+
+
+def test_bins_are_of_a_fit(write):
+    text = f"{GOOD}grid: {{fit: gaussian}}\n"
+    recipe = load_recipe(write(text), ["grid.bins=16,32,8,1,1,16,2"])
+    assert recipe.grid.bins == (16, 32, 8, 1, 1, 16, 2)
+    with pytest.raises(RecipeError, match=r"grid.bins.*unable to parse|valid integer"):
+        load_recipe(write(text), ["grid.bins=16,many"])
+    with pytest.raises(RecipeError, match="bins is of a grid that is fitted"):
+        load_recipe(write(GOOD), ["grid.bins=16,32,8,1,1,16,2"])
+    with pytest.raises(RecipeError, match="how many bins it has"):
+        load_recipe(write(text), ["grid.file=g.json", "grid.bins=4,4,4,4,4,4,2"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from spatialvla_ft.cli.adapting import fingerprints
+from spatialvla_ft.cli.adapting import fingerprints, ledger
 from spatialvla_ft.cli.adapting.checks import check_fit
 from spatialvla_ft.cli.adapting.job import Job
 from spatialvla_ft.cli.adapting.stages import Done, NeedsPersonError, Outcome, Stage
@@ -110,28 +110,42 @@ def _ask_about_draft(job: Job, draft: Draft | None, findings: list[str]) -> str:
 
 def _statistics_inputs(job: Job, done: Done) -> dict[str, Any]:
     assert job.card is not None
+    from spatialvla_ft.data.statistics import RANGES
+
     recipe = job.recipe
     part = recipe.data.datasets[0].model_dump(mode="json", exclude={"path", "card", "weight"})
+    ranges = {} if _began_without_ranges(job) else {"the ranges": RANGES}
+    if recipe.data.action_range is not None:
+        ranges["data.action_range"] = recipe.data.action_range
     return {
         "the data": job.content,
         "the card": fingerprints.of_card(job.card),
         **{f"data.datasets.0.{name}": value for name, value in part.items()},
         "data.holdout": recipe.data.holdout,
         "seed": recipe.seed,
+        **ranges,
     }
 
 
+def _began_without_ranges(job: Job) -> bool:
+    """Whether a training is there that began before ranges were widened; it goes on as it was."""
+    before = ledger.read_record(job.records, "statistics")
+    return before is not None and "the ranges" not in before.inputs and job.final.parent.exists()
+
+
 def _statistics(job: Job, done: Done) -> Outcome:
-    from spatialvla_ft.data.fit_report import checkpoint_layout
-    from spatialvla_ft.data.scan import scan_dataset
+    from spatialvla_ft.actions.ranges import lost_words, widened_words
+    from spatialvla_ft.data.statistics import dataset_statistics
+    from spatialvla_ft.training.action_ranges import action_statistics
 
     assert job.card is not None
     warnings = check_fit(job, job.card)
     dataset, held = job.opened.datasets[0], job.opened.heldout[0]
-    scan = scan_dataset(dataset)
+    found, space = action_statistics(job.recipe, dataset), dataset.action_space
     file = job.out / "statistics.json"
-    file.write_text(json.dumps(checkpoint_layout({dataset.name: scan}), indent=1) + "\n")
-    found, names = scan.statistics, dataset.action_space.names
+    file.write_text(json.dumps({dataset.name: found.to_dict()}, indent=1) + "\n")
+    lost = dataset_statistics(dataset).widened & ~found.widened
+    warnings += lost_words(found, lost, space.names, space.units)
     episodes = {
         "train": len(dataset.episodes),
         "held out": 0 if held is None else len(held.episodes),
@@ -141,7 +155,8 @@ def _statistics(job: Job, done: Done) -> Outcome:
         files={"statistics": file},
         lines=[
             f"{episodes['train']} episodes to train on ({len(dataset):,} frames), "
-            f"{episodes['held out']} held out; actions {', '.join(names)}"
+            f"{episodes['held out']} held out; actions {', '.join(space.names)}",
+            *widened_words(found, space.names, space.units),
         ],
         warnings=warnings,
     )
@@ -156,6 +171,7 @@ def _grid_inputs(job: Job, done: Done) -> dict[str, Any]:
         "grid.fit": asked.fit,
         "grid.min_sigma": asked.min_sigma,
         "grid.zero_bin": asked.zero_bin,
+        **({} if asked.bins is None else {"grid.bins": asked.bins}),
         "grid.file": None if file is None or not file.is_file() else fingerprints.of_file(file),
     }
 
@@ -163,17 +179,18 @@ def _grid_inputs(job: Job, done: Done) -> dict[str, Any]:
 def _grid(job: Job, done: Done) -> Outcome:
     from spatialvla_ft.actions.fit import KINDS
     from spatialvla_ft.actions.grid_io import grid_to_dict, save_grid
+    from spatialvla_ft.actions.reconstruction import arm_rmse
     from spatialvla_ft.cli.grids_fit import grid_report
     from spatialvla_ft.cli.grids_input import of_actions
     from spatialvla_ft.data.fits import MixtureActions
-    from spatialvla_ft.data.statistics import dataset_statistics
     from spatialvla_ft.models.processing_spatialvla import SpatialVLAProcessor
+    from spatialvla_ft.training.action_ranges import action_statistics
     from spatialvla_ft.training.build import grid_of, known_grid
     from spatialvla_ft.viz.grids import save_grid_plot
 
     opened, asked = job.opened, job.recipe.grid
     dataset = opened.datasets[0]
-    statistics = {dataset.name: dataset_statistics(dataset)}
+    statistics = {dataset.name: action_statistics(job.recipe, dataset)}
     actions = MixtureActions([dataset], statistics, [1.0])
     known = known_grid(job.recipe)
     if asked.zero_bin if known is None else known.zero_bin:  # as training does
@@ -184,7 +201,7 @@ def _grid(job: Job, done: Done) -> Outcome:
     given = of_actions(dataset.name, actions, actions.statistics[dataset.name])
     losses = {kind: _loss(actions, given, kind, grid, asked) for kind in KINDS}
     report = grid_report(grid, given)
-    own = float(_rms(grid, given))
+    own = arm_rmse(grid, given.sample)
     picture, file = job.out / "grid.png", job.out / "grid.json"
     save_grid_plot(picture, grid, given.sample, title=f"Action grid of {dataset.name}")
     save_grid(grid, file)
@@ -208,21 +225,11 @@ def _grid(job: Job, done: Done) -> Outcome:
 def _loss(
     actions: MixtureActions, given: GridActions, kind: Any, like: ActionGrid, asked: Any
 ) -> float:
+    from spatialvla_ft.actions.reconstruction import arm_rmse
+
     sigma = asked.min_sigma if kind == "gaussian" else 0.0
     grid = actions.grid(kind, bins=like.bins, min_sigma=sigma, zero_bin=like.zero_bin)
-    return float(_rms(grid, given))
-
-
-def _rms(grid: ActionGrid, given: GridActions) -> float:
-    """RMSE of the arm's dimensions, normalised; of the gripper too where there is nothing else."""
-    import numpy as np
-
-    from spatialvla_ft.actions.reconstruction import reconstruct
-    from spatialvla_ft.data.statistics import normalised_dimensions
-
-    error = reconstruct(grid, given.sample).rmse
-    arm = normalised_dimensions(given.space)
-    return float(np.sqrt(np.mean(error[arm if arm.any() else slice(None)] ** 2)))
+    return arm_rmse(grid, given.sample)
 
 
 def _choice(job: Job, grid: ActionGrid) -> str:

@@ -50,7 +50,7 @@ def evaluate(job: Job) -> Outcome:
 def _warnings(report: dict[str, Any]) -> list[str]:
     """Where the adapted model is no better than what needs no model."""
     l1 = report["l1"]
-    found = []
+    found = list(report["lost"])
     for rival in (name for name in l1 if name != ADAPTED):
         pairs = zip(report["names"], l1[ADAPTED], l1[rival], strict=True)
         worse = [name for name, own, other in pairs if own >= other and other > 0]
@@ -83,6 +83,7 @@ def _predict(
 ) -> OpenLoop:
     import torch
 
+    from spatialvla_ft.cli.console import watching
     from spatialvla_ft.evaluation.open_loop import run_open_loop
     from spatialvla_ft.models.lora import is_adapter, load_policy_model
     from spatialvla_ft.training.build import depth_input, estimated_depth
@@ -96,12 +97,15 @@ def _predict(
         processor.intrinsic_config[held.name] = statistics_of.intrinsic_config[held.name]
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     depth = estimated_depth(recipe, model, processor.layout.cameras)
-    return run_open_loop(
-        model,
-        processor,
-        held,
-        unnorm_key=held.name,
-        frames=FRAMES,
-        depth=depth_input(recipe.data.depth),
-        read=None if depth is None else lambda frame: depth(held[frame]),
-    )
+    with watching(quiet=job.quiet) as begin:
+        what = ADAPTED if statistics_of is None else "base"
+        return run_open_loop(
+            model,
+            processor,
+            held,
+            unnorm_key=held.name,
+            frames=FRAMES,
+            depth=depth_input(recipe.data.depth),
+            read=None if depth is None else lambda frame: depth(held[frame]),
+            on_frames=begin(f"{' ' * 11} {what}", min(FRAMES, len(held))),
+        )

@@ -161,14 +161,16 @@ class Job:
     @property
     def origins(self) -> dict[tuple[str, ...], str]:
         """Where the values of the recipe come from, {path of keys: words}."""
-        from spatialvla_ft.training.recipe_text import override, read_text
+        from spatialvla_ft.training.recipe_text import apply_overrides, read_text
 
         text = read_text(self.recipe_file)
         found = {path: "recipe" for path in text.places if not _is_section(text.content, path)}
-        for assignment in self.assignments:
-            given = assignment in self.overrides
-            found[override(text.content, assignment)] = "given" if given else "adapt"
-        return found
+        paths = apply_overrides(text, self.recipe_file, self.assignments)
+        for path, assignment in zip(paths, self.assignments, strict=True):
+            found[path] = "given" if assignment in self.overrides else "adapt"
+        grid = text.content.get("grid") or {}
+        # A key that another took the place of says nothing more.
+        return {p: o for p, o in found.items() if p[:1] != ("grid",) or len(p) < 2 or p[1] in grid}
 
     @cached_property
     def source(self) -> Source:

@@ -46,8 +46,9 @@ def _plan(job: Job, done: Done) -> Outcome:
     content = job.recipe.model_dump(mode="json")
     origins = dict(job.origins)
     if job.recipe.grid.fit is not None:
-        content["grid"] |= {"fit": None, "file": done["grid"].files["grid"], "zero_bin": False}
-        origins |= dict.fromkeys([("grid", name) for name in ("fit", "file", "zero_bin")], "adapt")
+        settled = {"fit": None, "bins": None, "zero_bin": False}
+        content["grid"] |= {**settled, "file": done["grid"].files["grid"]}
+        origins |= dict.fromkeys([("grid", name) for name in (*settled, "file")], "adapt")
     if job.recipe.train.global_batch is not None:
         content["train"].pop("gradient_accumulation")  # it follows, for any number of processes
     file = job.out / "recipe.yaml"

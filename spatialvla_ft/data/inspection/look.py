@@ -353,7 +353,9 @@ def _action_findings(
     names = [name for name, use in zip(space.names, arm & ~declared, strict=True) if use]
     units = [unit for unit, use in zip(space.units, arm & ~declared, strict=True) if use]
     found += motion.hardly_moves(moving, names, units)
-    found += motion.outliers(moving, names, episodes)
+    rare = motion.rare_motion(moving, names, units) if names else []
+    found += rare
+    found += motion.outliers(moving, names, episodes, [finding.where for finding in rare])
     hands = action.columns(np.flatnonzero(~arm).tolist()) if not arm.all() else None
     if names:
         found += motion.no_ops(moving, hands, names, space.deltas[arm & ~declared])

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from spatialvla_ft.actions.ranges import noise_widths, short_unit
+from spatialvla_ft.actions.spaces import RawActions
 from spatialvla_ft.data.inspection.findings import Finding, percent
 from spatialvla_ft.data.inspection.series import Series, correlation, longest_run
+from spatialvla_ft.data.statistics import compute_statistics
 
 CONSTANT = 1e-6
 """Spread, as a share of the value's size or of 1, below which a dimension is constant."""
 STILL = 1e-3
 """Motion below this share of the dimension's q01..q99 range is none."""
 MANY_STILL = 0.2
-TINY = {"m": 1e-4, "rad": 1e-3}
-"""Range of q01..q99, by unit, that is noise rather than motion."""
 FAR_OUT = 3.0
 """Distance beyond q01 or q99, in units of q99 - q01, that is worth a warning."""
 
@@ -65,24 +66,49 @@ def constant_dimensions(
 
 
 def hardly_moves(action: Series, names: Sequence[str], units: Sequence[str]) -> list[Finding]:
-    """Dimensions whose q01..q99 is so narrow that normalising blows noise up to full scale."""
+    """Dimensions whose numbers are so small that normalising blows noise up to full scale."""
     found = []
     low, high = np.quantile(action.values, [0.01, 0.99], axis=0)
-    for i, (name, unit) in enumerate(zip(names, units, strict=True)):
-        spread = float(high[i] - low[i])
-        if np.ptp(action.values[:, i]) <= CONSTANT or spread >= TINY.get(unit, 0.0):
+    widths = noise_widths(units)
+    for i, (name, unit, noise) in enumerate(zip(names, units, widths, strict=True)):
+        spread, whole = float(high[i] - low[i]), float(np.ptp(action.values[:, i]))
+        if whole <= CONSTANT or spread >= noise or whole >= 3 * noise:  # rare motion is no noise
             continue
         found.append(
             Finding(
                 rule="hardly moves",
                 severity="note",
                 where=f"action {name}",
-                evidence=f"98 % of the steps lie within {spread:.2g} {unit}; normalising stretches "
-                "them over -1 to 1 all the same",
+                evidence=f"98 % of the steps lie within {spread:.2g} {unit}, all within "
+                f"{whole:.2g}; normalising stretches them over -1 to 1 all the same",
                 cure="if the robot does not really move so, write zeros(1) in its place",
             )
         )
     return found
+
+
+def rare_motion(action: Series, names: Sequence[str], units: Sequence[str]) -> list[Finding]:
+    """Dimensions that rest in nearly all steps, so that q01..q99 clips their motion away."""
+    every = np.ones(len(names), bool)
+    values = RawActions(action.values.astype(np.float32))
+    known = compute_statistics(values, every, units=units)
+    if known.quantiles is None:
+        return []
+    low, high = known.quantiles
+    beyond = ((action.values < low - 1e-9) | (action.values > high + 1e-9)).mean(axis=0)
+    return [
+        Finding(
+            rule="rare motion",
+            severity="warning",
+            where=f"action {names[i]}",
+            evidence=f"q01..q99 is {low[i]:.3g}..{high[i]:.3g}, {percent(float(beyond[i]))} of the "
+            f"steps lie beyond and reach {known.reach[i]:.3g}{short_unit(units[i])}",
+            cure=f"training takes {known.q01[i]:.3g}..{known.q99[i]:.3g} for its range, so the "
+            "motion is kept (a checkpoint with q01..q99 as its range loses it); there are few "
+            "examples of it, so record more",
+        )
+        for i in np.flatnonzero(known.widened)
+    ]
 
 
 def absolute_or_delta(
@@ -145,11 +171,18 @@ def absolute_or_delta(
     ]
 
 
-def outliers(action: Series, names: Sequence[str], episodes: Sequence[int]) -> list[Finding]:
-    """Values far outside of q01..q99: a glitch, or a scale that serves few steps."""
+def outliers(
+    action: Series, names: Sequence[str], episodes: Sequence[int], rare: Sequence[str] = ()
+) -> list[Finding]:
+    """Values far outside of q01..q99: a glitch, or a scale that serves few steps.
+
+    Not in the dimensions of `rare`, of which `rare_motion` tells already.
+    """
     found = []
     low, high = np.quantile(action.values, [0.01, 0.99], axis=0)
     for i, name in enumerate(names):
+        if f"action {name}" in rare:
+            continue
         spread = high[i] - low[i]
         if spread < 1e-9:
             continue

@@ -27,6 +27,7 @@ from spatialvla_ft.data.lerobot.report import Report
 from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore
 from spatialvla_ft.data.lerobot.troubles import refuse
 from spatialvla_ft.data.lerobot.units import from_units
+from spatialvla_ft.data.rlds.tensorflow import tensorflow_datasets
 
 VERSION = "1.0.0"
 SKIPPED = {*BOOKKEEPING} - {"timestamp"}
@@ -138,7 +139,7 @@ def write(
     Raises:
         DatasetError: the LeRobot dataset is damaged.
     """
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     refuse_within(out / name, folder)
     tfds.disable_progress_bar()
@@ -209,7 +210,7 @@ def _losses(store: LeRobotStore, mapping: Mapping) -> Report:
 
 
 def _features(mapping: Mapping) -> Any:
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     tree: dict[str, Any] = {}
     for entry in mapping.entries:
@@ -223,7 +224,7 @@ def _features(mapping: Mapping) -> Any:
 
 
 def _feature(entry: Entry) -> Any:
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     kinds = tfds.features
     shape = tuple(None if size < 0 else size for size in entry.shape)

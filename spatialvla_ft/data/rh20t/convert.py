@@ -24,6 +24,7 @@ from spatialvla_ft.data.rh20t.episode import (
 )
 from spatialvla_ft.data.rh20t.layout import RawScene, SkipSceneError
 from spatialvla_ft.data.rh20t.pictures import DEPTH_SCALE
+from spatialvla_ft.data.rlds.tensorflow import tensorflow_datasets
 from spatialvla_ft.data.rlds.write import write_split
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def write_dataset(
 
 def features(options: Options) -> Any:
     """The dataset's `tfds.features.FeaturesDict`."""
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     tensor, scalar, text = tfds.features.Tensor, tfds.features.Scalar, tfds.features.Text
     observation: dict[str, Any] = {

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from spatialvla_ft.data.rlds.tensorflow import tensorflow_datasets
+
 
 def write_split(
     examples: Iterable[Mapping[str, Any]],
@@ -34,7 +36,7 @@ def write_split(
         features: a `tfds.features.FeaturesDict`.
         description: a sentence for the dataset's own documents.
     """
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     tfds.disable_progress_bar()
 
