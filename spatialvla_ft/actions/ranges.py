@@ -148,7 +148,7 @@ def widened_words(known: ActionStatistics, names: Sequence[str], units: Sequence
         f"{names[i]} seldom moves: its range is {known.q01[i]:.3g} to {known.q99[i]:.3g}"
         f"{short_unit(units[i])}, since q01..q99 ({low[i]:.3g} to {high[i]:.3g}) would clip the "
         "motion away"
-        for i in np.flatnonzero(known.widened)
+        for i in np.flatnonzero(known.widened).tolist()
     ]
 
 
@@ -167,7 +167,7 @@ def lost_words(
         units: of the dimensions.
     """
     words = []
-    for i in np.flatnonzero(lost):
+    for i in np.flatnonzero(lost).tolist():
         low, high, unit = known.q01[i], known.q99[i], short_unit(units[i])
         to = f"{low:.3g}" if high - low <= EPSILON else f"{low:.3g} to {high:.3g}"
         words.append(f"every {names[i]} decodes to {to}{unit}; the data reach {known.reach[i]:.3g}")

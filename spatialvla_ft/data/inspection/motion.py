@@ -107,7 +107,7 @@ def rare_motion(action: Series, names: Sequence[str], units: Sequence[str]) -> l
             "motion is kept (a checkpoint with q01..q99 as its range loses it); there are few "
             "examples of it, so record more",
         )
-        for i in np.flatnonzero(known.widened)
+        for i in np.flatnonzero(known.widened).tolist()
     ]
 
 
