@@ -79,14 +79,14 @@ class Worker:
         try:
             self._connection.send(message)
         except (BrokenPipeError, ConnectionResetError):
-            self.recv()  # its last words, if any
-            raise WorkerError(f"{self._role} ended early") from None
+            while True:  # up to its last words, or how it ended
+                self.recv()
 
     def recv(self) -> Any:
         """The next message, waiting for it."""
         try:
             kind, message = self._connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # between two messages, or in the middle of one
             graphics = gl_backend() if self._draws else None
             how = how_it_ended(self._process.wait(), graphics=graphics)
             raise WorkerError(f"{self._role} died with {how}") from None

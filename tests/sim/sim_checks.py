@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
 
 import numpy as np
 
@@ -141,3 +143,10 @@ def draw_nothing(channel):
 def die_reading(channel):
     """End as for want of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_talking(channel):
+    """End in the middle of a message."""
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    channel.send(bytes(1 << 26))  # more than the connection holds
+    time.sleep(60)

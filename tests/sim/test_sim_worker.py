@@ -49,6 +49,14 @@ def test_a_worker_that_dies_names_the_signal_and_the_likely_cause(monkeypatch):
                 WorkerError, match=rf"^the painter died with signal SIGSEGV .*{cause}"
             ):
                 worker.recv()
+    with Worker("sim_checks:die_talking") as worker:
+        worker._process.wait()
+        with pytest.raises(WorkerError, match="SIGKILL"):
+            worker.recv()
+    with Worker("sim_checks:die", signal.SIGKILL.value) as worker:
+        worker._process.wait()
+        with pytest.raises(WorkerError, match="SIGKILL"):
+            worker.send("are you there?")
     with Worker("sim_checks:die", signal.SIGKILL.value, draws=True) as worker:
         worker.recv()
         with pytest.raises(WorkerError, match=r"SIGKILL \(exit code -9\): .*want of memory"):
