@@ -23,6 +23,7 @@ from ..models.lora import adapt_to_grid, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..models.released import refuse_no_place
 from ..models.small import small_model, small_processor
 from .action_ranges import run_proprio, run_statistics
 from .augment import Augment
@@ -113,10 +114,16 @@ def build(recipe: Recipe, *, fresh: bool = False) -> Run:
 def chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:
     """Actions per prediction and what is observed; proprioception is settled by the data."""
     base = recipe.model.base
-    if base is not None and base.count("/") != 1 and not Path(base).is_dir():
-        raise RecipeError(
-            f"model.base {base} is no folder; give a checkpoint folder, or OWNER/NAME on the Hub"
-        )
+    if base is not None and not Path(base).is_dir():
+        if base.count("/") != 1:
+            raise RecipeError(
+                f"model.base {base} is no folder; give a checkpoint folder, or OWNER/NAME on the "
+                "Hub"
+            )
+        try:
+            refuse_no_place(base)
+        except ValueError as error:
+            raise RecipeError(f"model.base {error}") from error
     if recipe.model.new is not None:
         chunk, known = recipe.model.new.action_chunk_size, ObservationLayout()
     else:

@@ -190,6 +190,16 @@ def test_a_checkpoint_that_is_not_there_is_said_at_once_too(monkeypatch, tmp_pat
     done = CliRunner().invoke(app, ["eval", "open-loop", "exports/b", "data"])
     assert done.exit_code == 1
     assert "exports/b: there is no folder" in done.stderr
+    recipe = {
+        "output": "out",
+        "model": {"base": "bases/gone"},
+        "data": {"datasets": [{"path": "data"}]},
+        "train": {"steps": 1, "batch_size": 1, "learning_rate": 1e-3},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(app, ["train", "recipe.yaml"])
+    assert done.exit_code == 1
+    assert "error: model.base bases/gone: there is no folder of this name" in done.stderr
     done = CliRunner().invoke(app, ["adapt", "data", "--base", "bases/gone", "--out", "out"])
     assert done.exit_code == 1
     assert "--base bases/gone: there is no folder of this name" in done.stderr
