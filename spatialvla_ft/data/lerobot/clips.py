@@ -231,19 +231,12 @@ class Clips:
         share no frame are off by less.
         """
         order, joins = self._order(lengths)
-        if len(order) < 2:
-            return []
         first = self.starts[order] * fps
-        end = first + lengths[order] - 0.5
-        # Clips may lie within a longer one, so each is compared with the latest end before it.
-        group = np.concatenate([[0], np.cumsum(~joins)])
-        lifted = end + group * (end.max() - first.min() + 1)
-        latest = np.maximum.accumulate(lifted)
-        owner = np.maximum.accumulate(np.where(lifted >= latest, np.arange(len(order)), 0))[:-1]
-        bad = np.flatnonzero(joins & (first[1:] < end[owner]))
+        # Where a clip overlaps any other of its file, two neighbours in the file do.
+        bad = np.flatnonzero(joins & (np.diff(first) < lengths[order][:-1] - 0.5))
         if not len(bad):
             return []
-        one, other = int(order[owner[bad[0]]]), int(order[bad[0] + 1])
+        one, other = int(order[bad[0]]), int(order[bad[0] + 1])
         start = float(self.starts[other])
         stop = min(float(self.starts[e] + lengths[e] / fps) for e in (one, other))
         return [
