@@ -12,9 +12,9 @@ from jaxtyping import Int
 
 from spatialvla_ft.data.content import kept_json
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.lerobot.columns import to_numpy
+from spatialvla_ft.data.lerobot.columns import to_floats, to_numpy
 from spatialvla_ft.data.lerobot.rows import Rows
-from spatialvla_ft.data.lerobot.store import TASK_INDEX, LeRobotStore
+from spatialvla_ft.data.lerobot.store import CLOCKS, TASK_INDEX, LeRobotStore
 from spatialvla_ft.data.lerobot.tasks import task_troubles
 from spatialvla_ft.data.lerobot.troubles import Trouble, joined
 
@@ -96,13 +96,12 @@ def _read_rows(store: LeRobotStore, videos: list[str], words: bool) -> list[Trou
         steps = np.concatenate([np.arange(length) for length in lengths])
         take = np.repeat([file.first(episode) for episode in episodes], lengths) + steps
         if videos:
-            stamps, numbers = file.floats("timestamp"), file.floats("frame_index")
-            rows = Rows(
-                owners,
-                steps,
-                None if stamps is None else stamps[take],
-                None if numbers is None else numbers[take],
-            )
+            table = file.rows(0, file.num_rows, [key for key in CLOCKS if file.has(key)])
+            clocks = [
+                to_floats(table.column(key), key, path)[take] if file.has(key) else None
+                for key in CLOCKS
+            ]
+            rows = Rows(owners, steps, *clocks)
             found += rows.troubles(store.info.fps, store.video.time, owned)
         if words:
             column = file.rows(0, file.num_rows, [TASK_INDEX]).column(0)

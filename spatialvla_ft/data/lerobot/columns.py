@@ -149,31 +149,6 @@ class DataFile:
         """How a column is stored."""
         return self._parquet.schema_arrow.field(column).type
 
-    def floats(
-        self, column: str, start: int = 0, count: int | None = None
-    ) -> Float64[np.ndarray, " rows"] | None:
-        """One number per row of all or some rows, NaN where it is empty; None without the column.
-
-        Raises:
-            DatasetError: it holds no plain numbers.
-        """
-        if not self.has(column):
-            return None
-        rows = self.rows(start, self.num_rows if count is None else count, [column])
-        array = rows.column(0).combine_chunks()
-        if pa.types.is_fixed_size_list(array.type) and array.type.list_size == 1:
-            array = array.flatten()
-        try:
-            found: Float64[np.ndarray, " rows"] = array.cast(pa.float64()).to_numpy(
-                zero_copy_only=False
-            )
-        except pa.ArrowException:
-            raise DatasetError(
-                f"{self.path}: {column!r} is stored as {array.type}, it must hold one number per "
-                "row; write the column again"
-            ) from None
-        return found
-
     def rows(self, start: int, count: int, columns: Iterable[str]) -> pa.Table:
         """Some rows of some columns."""
         columns = list(columns)
@@ -210,6 +185,23 @@ def _count_leaves(kind: pa.DataType) -> int:
     if not pa.types.is_nested(kind):
         return 1
     return sum(_count_leaves(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def to_floats(column: pa.ChunkedArray, key: str, where: str) -> Float64[np.ndarray, " rows"]:
+    """One number per row, NaN where it is empty; DatasetError if it holds no plain numbers."""
+    array = column.combine_chunks()
+    if pa.types.is_fixed_size_list(array.type) and array.type.list_size == 1:
+        array = array.flatten()
+    try:
+        found: Float64[np.ndarray, " rows"] = array.cast(pa.float64()).to_numpy(
+            zero_copy_only=False
+        )
+    except pa.ArrowException:
+        raise DatasetError(
+            f"{where}: {key!r} is stored as {array.type}, it must hold one number per row; write "
+            "the column again"
+        ) from None
+    return found
 
 
 def to_numpy(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spatialvla_ft.data.card_fields import Video
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError, no_feature
-from spatialvla_ft.data.lerobot.columns import DataFile, DataFiles, to_numpy
+from spatialvla_ft.data.lerobot.columns import DataFile, DataFiles, to_floats, to_numpy
 from spatialvla_ft.data.lerobot.episodes import read_episodes
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, INFO, Feature, read_info
 from spatialvla_ft.data.lerobot.readme import licence_of_readme
@@ -31,6 +31,7 @@ CACHED_EPISODES = 256
 TASK = "task"
 """The column with the words of a step's task."""
 TASK_INDEX = "task_index"
+CLOCKS = ("timestamp", "frame_index")
 Read = TypeVar("Read")
 
 
@@ -271,14 +272,10 @@ class LeRobotStore:
 
     def _seconds(self, key: str, episode: int) -> Float64[np.ndarray, " T"]:
         """From the start of an episode's clip to the frame of every step, checked."""
-        _, file, first = self.data_file(episode)
         length = int(self.episode_lengths[episode])
-        rows = Rows(
-            np.full(length, episode, np.int64),
-            np.arange(length),
-            file.floats("timestamp", first, length),
-            file.floats("frame_index", first, length),
-        )
+        stored = self._fetch(episode, CLOCKS)
+        clocks = [to_floats(stored[k], k, self.name) if k in stored else None for k in CLOCKS]
+        rows = Rows(np.full(length, episode, np.int64), np.arange(length), *clocks)
         owned = {key: self.owned_frames(key)}
         refuse("", rows.troubles(self.info.fps, self.video.time, owned))
         return rows.frames(self.info.fps, self.video.time) / self.info.fps
@@ -327,16 +324,29 @@ class LeRobotStore:
 
     def _read(self, episode: int, key: str, part: _Part, along: Iterable[str]) -> NDArray[Any]:
         kind = self.kind(key)
-        if key not in part.stored:
-            if key not in BOOKKEEPING:
-                self.check_column(key)
+        if key not in BOOKKEEPING:
+            self.check_column(key)
+        more = (TASK_INDEX if k == TASK else k for k in along)
+        stored = self._fetch(episode, [key, *(k for k in more if k not in part)])
+        if key not in stored:
             _, file, first = self.data_file(episode)
-            # What was read of other episodes will be of this one: one visit for all of it.
-            self._wanted |= dict.fromkeys([key, *(TASK_INDEX if k == TASK else k for k in along)])
-            names = [n for n in self._wanted if n == key or (file.has(n) and n not in part)]
+            file.rows(first, 1, [key])  # tells that it is missing
+        return to_numpy(stored.pop(key), kind, f"{self.name}, episode {episode}")
+
+    def _fetch(self, episode: int, keys: Iterable[str]) -> dict[str, pa.ChunkedArray]:
+        """Columns as they are stored, those of these that the file has among them.
+
+        What was asked for of other episodes will be of this one: one visit to the file for all.
+        """
+        part, asked = self._part(episode), dict.fromkeys(keys)
+        if not asked.keys() <= part.stored.keys():
+            _, file, first = self.data_file(episode)
+            self._wanted |= asked
+            absent = [k for k in self._wanted if file.has(k) and k not in part.stored]
+            names = [k for k in absent if k in asked or k not in part]
             table = file.rows(first, int(self.episode_lengths[episode]), names)
             part.stored |= {name: table.column(name) for name in names}
-        return to_numpy(part.stored.pop(key), kind, f"{self.name}, episode {episode}")
+        return part.stored
 
     def _words(self, episode: int) -> NDArray[Any]:
         numbers = self._column(episode, TASK_INDEX)

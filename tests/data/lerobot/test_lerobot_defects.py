@@ -243,7 +243,8 @@ def swapped_tasks(plan, e, draw):
 
 def moved(plan, e, draw):
     start = f"videos/{KEY}/from_timestamp"
-    if start in plan.table[e]:
+    # Among frames that belong to nobody, nothing tells that a clip was moved.
+    if start in plan.table[e] and not any(plan.spare):
         shift = draw(st.sampled_from([-2, -1, -0.6, 0.6, 1, 3]))
         plan.table[e][start] = plan.table[e][start] + shift / plan.fps
 

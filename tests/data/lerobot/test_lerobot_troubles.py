@@ -243,7 +243,7 @@ def test_stamps_that_the_video_follows(folder):
 def test_what_was_found_of_the_rows_is_kept(folder, monkeypatch):
     first = open_dataset(folder, card=None, cameras=["primary"])
     with monkeypatch.context() as patch:
-        patch.setattr(DataFile, "floats", lambda *_: pytest.fail("read again"))
+        patch.setattr(DataFile, "first", lambda *_: pytest.fail("read again"))
         open_dataset(folder, card=None, cameras=["primary"])
     edit_table(folder, lambda rows: rows[0].update({f"videos/{KEY}/to_timestamp": 0.69}))
     assert len(first) == len(open_dataset(folder, card=None, cameras=["primary"]))
