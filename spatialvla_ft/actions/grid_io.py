@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from ..near import near_path
 from .axes import AXES, ROTATION_AXES, TRANSLATION_AXES
 from .grid import ActionGrid
 from .grid_checks import Kind
@@ -186,7 +187,9 @@ def load_grid(path: Path) -> ActionGrid:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; pass a grid.json or a checkpoint") from None
+        raise ValueError(
+            f"{path} does not exist; pass a grid.json or a checkpoint{near_path(path)}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):

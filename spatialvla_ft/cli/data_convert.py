@@ -139,7 +139,7 @@ def _to_lerobot(
     from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
     from spatialvla_ft.data.rlds.index import build_index
 
-    index = build_index(src)
+    index = build_index(src, on_bad_column="skip")
     place = card or own_card(index)
     found = read_card(place, index)
     report = to_lerobot(

@@ -72,6 +72,7 @@ def index(
             progress=advance,
             workers=workers,
             on_bad_record=on_bad_record.value,
+            on_bad_column="skip",
         )
         seconds = time.perf_counter() - start
     summary: dict[str, Any] = {
@@ -84,6 +85,7 @@ def index(
         "crc_verified": found.crc_verified,
         "skipped_episodes": found.num_skipped,
         "skipped": found.skipped,
+        "unread_columns": found.unread,
         "scanned_bytes": scanned,
         "seconds": round(seconds, 3),
     }
@@ -100,5 +102,10 @@ def index(
         typer.echo(f"scanned {size:.0f} MiB in {seconds:.1f} s: {size / seconds:.0f} MiB/s")
     else:
         typer.echo("scanned nothing: the index was there")
+    if found.unread:
+        typer.echo(
+            f"left out {len(found.unread)} columns, which a card may not name: "
+            + "; ".join(found.unread.values())
+        )
     if found.incomplete:
         typer.echo(f"warning: {found.incomplete}", err=True)

@@ -11,7 +11,9 @@ import typer
 
 def open_loop(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or adapter folder.")],
-    dataset: Annotated[Path, typer.Argument(help="RLDS dataset directory.")],
+    dataset: Annotated[
+        str, typer.Argument(help="RLDS version directory, LeRobot folder, or an address.")
+    ],
     base: Annotated[
         str | None, typer.Option(help="An adapter's base, if it is not where it was.")
     ] = None,

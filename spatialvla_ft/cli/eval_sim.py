@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from spatialvla_ft.near import near_path
+
 
 def sim(
     robot: Annotated[str, typer.Option(help="robot_a or robot_b.")],
@@ -190,7 +192,10 @@ def _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, thread
     if threads is not None:
         torch.set_num_threads(threads)
     if not checkpoint.is_dir():
-        raise ValueError(f"--checkpoint {checkpoint} is no folder")
+        raise ValueError(
+            f"--checkpoint {checkpoint} is no folder; give a checkpoint or adapter folder"
+            + near_path(checkpoint)
+        )
     model, processor = load_policy_model(checkpoint, base=base)
     return policies.ModelPolicy(
         model, processor, unnorm_key=unnorm_key, execute=execute, name=name or checkpoint.name

@@ -20,7 +20,9 @@ def export(
     ] = None,
     dataset: Annotated[
         Path | None,
-        typer.Option(help="RLDS dataset whose steps are stored; else random pictures."),
+        typer.Option(
+            help="Dataset, RLDS or LeRobot, whose steps are stored; else random pictures."
+        ),
     ] = None,
     card: Annotated[Path | None, typer.Option(help="Dataset card; default card.yaml.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spatialvla_ft.near import near_path
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -138,7 +140,9 @@ def read_gaussians(source: Path, name: str | None = None) -> dict[str, dict[str,
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{source} does not exist; give a YAML or JSON file of fits") from None
+        raise ValueError(
+            f"{source} does not exist; give a YAML or JSON file of fits{near_path(source)}"
+        ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is neither YAML nor JSON: {error}") from None
     fits = content.get("gaussians", content) if isinstance(content, dict) else None
@@ -178,12 +182,15 @@ def _from_file(source: Path) -> NDArray[np.float64]:
     if source.suffix not in (".npy", ".npz"):
         raise ValueError(
             f"{source} is neither a dataset directory nor a .npy or .npz file of normalised "
-            "actions (n, 7)" + ("" if source.exists() else "; it does not exist")
+            "actions (n, 7)"
+            + ("" if source.exists() else f"; it does not exist{near_path(source)}")
         )
     try:
         loaded = np.load(source, allow_pickle=False)
     except FileNotFoundError:
-        raise ValueError(f"{source} does not exist; give a dataset directory or a file") from None
+        raise ValueError(
+            f"{source} does not exist; give a dataset directory or a file{near_path(source)}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{source} cannot be read as NumPy data: {error}") from None
     if source.suffix == ".npz":

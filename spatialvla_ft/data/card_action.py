@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pydantic
 
@@ -25,17 +25,20 @@ class RotationTerms(CardModel):
     terms: list[TermField]
 
 
+class Group(NamedTuple):
+    """Terms of an action that belong together: their line in the card, and columns in all."""
+
+    name: str
+    terms: list[Term]
+    width: int | None
+
+
 class Arm(CardModel):
     """Terms of one of several arms: translation, rotation if its hand turns, gripper 1 = open."""
 
     translation: list[TermField]
     rotation: RotationTerms | None = None
     gripper: list[TermField]
-
-    @property
-    def terms(self) -> list[Term]:
-        """All terms in the order of the action."""
-        return [*self.translation, *(self.rotation or _NO_TERMS).terms, *self.gripper]
 
 
 class Action(CardModel):
@@ -102,10 +105,38 @@ class Action(CardModel):
     @property
     def terms(self) -> list[Term]:
         """All terms in the order of the action."""
+        return [term for group in self.groups for term in group.terms]
+
+    @property
+    def groups(self) -> list[Group]:
+        """Terms that are so many columns together, in the order of the action."""
+        turn = 6 if self.encoding == "EEF_R6" else 3
         if self.arms is not None:
-            return [term for arm in self.arms.values() for term in arm.terms]
-        arm = self.joints or [*(self.translation or []), *(self.rotation or _NO_TERMS).terms]
-        return [*arm, *(self.gripper or [])]
+            return [
+                group
+                for name, arm in self.arms.items()
+                for group in _hand(
+                    f"arms.{name}.", arm.translation, arm.rotation, arm.gripper, turn
+                )
+            ]
+        gripper = list(self.gripper or [])
+        if self.joints is not None:
+            return [Group("joints", list(self.joints), None), *_grippers("", gripper)]
+        return _hand("", self.translation or [], self.rotation, gripper, turn)
 
 
-_NO_TERMS = RotationTerms(raw="zero", terms=[])
+def _hand(
+    prefix: str,
+    translation: list[Term],
+    rotation: RotationTerms | None,
+    gripper: list[Term],
+    turn: int,
+) -> list[Group]:
+    groups = [Group(f"{prefix}translation", list(translation), 3)]
+    if rotation is not None:
+        groups.append(Group(f"{prefix}rotation", list(rotation.terms), turn))
+    return groups + _grippers(prefix, gripper)
+
+
+def _grippers(prefix: str, terms: list[Term]) -> list[Group]:
+    return [Group(f"{prefix}gripper", [term], 1) for term in terms]

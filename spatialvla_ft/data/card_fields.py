@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from spatialvla_ft.data.terms import Term, parse_term
 
@@ -15,7 +23,14 @@ def _term(raw: Any) -> Any:
     return raw if isinstance(raw, Term) else parse_term(raw)
 
 
+def _dims(found: tuple[int, int]) -> tuple[int, int]:
+    if not 0 <= found[0] < found[1]:
+        raise ValueError(f"[a, b] are columns a to b - 1, 0 <= a < b; got {list(found)}")
+    return found
+
+
 TermField = Annotated[Any, BeforeValidator(_term)]
+Dims = Annotated[tuple[int, int], AfterValidator(_dims)]
 Slot = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -26,12 +41,44 @@ class CardModel(BaseModel):
 
 
 class Language(CardModel):
-    """Where the instruction lies and how it is written."""
+    """Where the instruction lies and how it is written.
+
+    Of several sentences in a step, in one column or in several, `first` takes the first that is not
+    empty; with `drawn` training takes one of those that are not empty, drawn anew each time that
+    the step comes, by the run's seed and the sample's number; all else takes the first.
+    """
 
     kind: Literal["string", "string_array", "utf8_codepoints", "none"] = "string"
-    key: str | None = "language_instruction"
+    key: str | tuple[str, ...] | None = "language_instruction"
     end: Literal["nul"] | None = None
+    several: Literal["first", "drawn"] | None = None
+    encoding: str = "utf-8"
+    errors: Literal["strict", "replace"] = "strict"
     uninformative: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Columns with words, in order; none where the dataset has no words."""
+        if self.kind == "none" or self.key is None:
+            return ()
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            b"a".decode(name, "replace")
+        except LookupError:
+            raise ValueError(
+                f"{name!r} is no encoding of text; e.g. utf-8, latin-1, cp1252, utf-16, shift_jis"
+            ) from None
+        return name
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> Language:
+        if len(set(self.keys)) < len(self.keys) or self.key == ():
+            raise ValueError(f"key is a column or a list of different ones, got {list(self.keys)}")
+        return self
 
 
 class Drop(CardModel):
@@ -48,7 +95,7 @@ class Relabel(CardModel):
     x, y, z, roll, pitch, yaw in the robot's base.
     """
 
-    dims: tuple[int, int]
+    dims: Dims
     source: TermField = Field(alias="from")
     rule: Literal["next_minus_current", "target_minus_current"]
 
@@ -65,10 +112,20 @@ class MotionFilter(CardModel):
 
     kind: Literal["drop_if_motion_is_zero"]
     stage: Literal["after_normalisation"]
-    dims: tuple[int, int]
+    dims: Dims
     tol: float
     q01: list[float]
     q99: list[float]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> MotionFilter:
+        count = self.dims[1] - self.dims[0]
+        if not len(self.q01) == len(self.q99) == count:
+            raise ValueError(
+                f"dims {list(self.dims)} are {count} columns, q01 has {len(self.q01)} numbers and "
+                f"q99 {len(self.q99)}; give one for each"
+            )
+        return self
 
 
 class Swap(CardModel):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.near import near_path
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def load_yaml(path: Path) -> Located:
     """Parse a file; DatasetError if it is missing, no YAML, or names a key twice."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}") from None
+        raise DatasetError(f"cannot read {path}: {error.strerror}{near_path(path)}") from None
     try:
         root = yaml.compose(text, Loader=_LOADER)
         if root is None:

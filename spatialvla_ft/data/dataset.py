@@ -207,7 +207,7 @@ def open_index(place: str | Path | FrameIndex) -> FrameIndex:
         place = Path(place)
         if (place / "meta.json").exists() and not (place / "features.json").exists():
             return FrameIndex(place)
-    return build_index(place)
+    return build_index(place, on_bad_column="skip")
 
 
 def own_card(index: FrameIndex) -> Path:

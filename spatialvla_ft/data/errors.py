@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,3 +28,13 @@ def refuse_within(target: Path, source: Path) -> None:
         raise DatasetError(
             f"{target} lies within the dataset itself, {source}; give a folder outside of it"
         )
+
+
+@contextmanager
+def in_episode(dataset: str, episode: int) -> Iterator[None]:
+    """Errors that are raised inside say of which dataset and episode they are."""
+    try:
+        yield
+    except DatasetError as error:
+        where = f"{dataset}, episode {episode}"
+        raise DatasetError(str(error) if where in str(error) else f"{where}: {error}") from None

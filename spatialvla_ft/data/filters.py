@@ -23,6 +23,7 @@ from spatialvla_ft.data.content import content_key, kept_array
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.sample_dataset import SampleDataset
 from spatialvla_ft.data.statistics import dataset_statistics, normalised_dimensions
+from spatialvla_ft.data.words import UTF8, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,19 +148,28 @@ def drop_failed(dataset: SampleDataset, rule: Failed) -> SampleDataset:
 
 
 def _last_values(dataset: SampleDataset, key: str) -> Iterator[Any]:
+    """Of a column per step, its last number in each episode; text as str."""
+    column = dataset.store.check_column(key)
     for episode in dataset.episodes.tolist():
-        values = np.asarray(dataset.store.trajectory(episode, (key,))[key]).reshape(-1)
-        yield values[-1] if len(values) else None
+        if column is not None and column.per == "episode":
+            found = dataset.store.value(key, episode, 0)
+        else:
+            found = dataset.store.trajectory(episode, (key,))[key]
+            found = found[-1:] if isinstance(found, list) else found  # lengths may vary
+        values = np.asarray(found).reshape(-1)
+        value = values[-1] if len(values) else None
+        if isinstance(value, bytes):
+            value = text_of(value, f"{dataset.name}, episode {episode}: {key!r}", cure=UTF8)
+        yield value
 
 
 def _is(value: Any, rule: Failed) -> bool:
-    text = value.decode() if isinstance(value, bytes) else value
-    if value is not None and isinstance(text, str) != isinstance(rule.value, str):
+    if value is not None and isinstance(value, str) != isinstance(rule.value, str):
         raise DatasetError(
-            f"{rule.key} holds {text!r}, which cannot be compared with {rule.value!r}; give "
+            f"{rule.key} holds {value!r}, which cannot be compared with {rule.value!r}; give "
             "`failed` a value of the same kind"
         )
-    return bool(text == rule.value)
+    return bool(value == rule.value)
 
 
 def drop_no_ops(dataset: SampleDataset, rule: NoOps, scale: SampleDataset) -> SampleDataset:
@@ -218,7 +228,7 @@ def hold_out(
         held = (dataset.episodes >= chosen.start) & (dataset.episodes < chosen.stop)
     elif rule.key is not None:
         dataset.store.check_column(rule.key)
-        names = (str(_text(value)) for value in _last_values(dataset, rule.key))
+        names = (str(value) for value in _last_values(dataset, rule.key))
         held = _lowest(np.array([_hash(name) for name in names], np.uint64), rule.fraction or 0)
     else:
         places = dataset.episodes - splits[split].start
@@ -230,10 +240,6 @@ def hold_out(
             f"{int(held.sum())} of {len(held)} episodes; some must be left on both sides"
         )
     return dataset.subset(dataset.episodes[~held]), dataset.subset(dataset.episodes[held])
-
-
-def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _hash(name: str) -> int:

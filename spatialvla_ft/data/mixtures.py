@@ -29,6 +29,7 @@ from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.filters import Failed, NoOps, Validation, divide
 from spatialvla_ft.data.lerobot.info import is_lerobot
 from spatialvla_ft.data.shipped import shipped
+from spatialvla_ft.near import near_path
 
 logger = logging.getLogger(__name__)
 
@@ -319,7 +320,9 @@ def _open(
     place = _place(name, part, root)
     local = isinstance(place, Path)
     if local and not Path(place).is_dir():
-        raise DatasetError(f"{place} is no folder; fetch the dataset, or give its part a path")
+        raise DatasetError(
+            f"{place} is no folder; fetch the dataset, or give its part a path{near_path(place)}"
+        )
     card: Card | Path | None = part.card
     if card is None and local and not _tells_itself(Path(place)):
         if _short(name) not in known:

@@ -7,6 +7,7 @@ from jaxtyping import Bool
 
 from spatialvla_ft.actions.spaces import RawActions
 from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.errors import DatasetError
 
 
 def moving(card: Card, action: RawActions, horizon: int) -> Bool[np.ndarray, " T"]:
@@ -14,6 +15,11 @@ def moving(card: Card, action: RawActions, horizon: int) -> Bool[np.ndarray, " T
     keep = np.ones(len(action), bool)
     for rule in card.filters:
         low, high = rule.dims
+        if high > action.shape[1]:
+            raise DatasetError(
+                f"card {card.name!r}, filters: dims {list(rule.dims)} leave the action, which has "
+                f"{action.shape[1]} columns; mend dims, q01 and q99"
+            )
         spread = np.asarray(rule.q99) - np.asarray(rule.q01) + 1e-8
         moves = (np.abs(2 * action[:, low:high] / spread) > rule.tol).any(axis=1)
         last = len(moves) - 1

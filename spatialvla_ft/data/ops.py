@@ -52,6 +52,13 @@ def to_float(values: Array) -> Array:
     return values.astype(np.float32)
 
 
+def wrap(values: Array) -> Array:
+    """Angles in radians without their whole turns, within +-pi: differences across +pi and -pi."""
+    values = _real(values)
+    turn = 2 * np.pi
+    return np.asarray(values - turn * np.round(values / turn))
+
+
 def squeeze_last(values: Array) -> Array:
     """Drop a last axis of size 1."""
     return values[..., 0]
@@ -172,6 +179,7 @@ _OPS: dict[str, Callable[..., Array]] = {
     "invert": invert,
     "scale": scale,
     "float": to_float,
+    "wrap": wrap,
     "squeeze_last": squeeze_last,
     "binarize_backward": binarize_backward,
     "rel_to_abs": rel_to_abs,
@@ -187,7 +195,7 @@ _KEYED = {
 LOOKS_ALONG = frozenset({"binarize_backward", "rel_to_abs"})
 """Ops whose result at a step depends on other steps of the episode."""
 
-_BARE = ("invert", "float", "squeeze_last")
+_BARE = ("invert", "float", "wrap", "squeeze_last")
 _CHOICES = {"positive_is": ("close", "open"), "quat_to_euler": ("xyzw",)}
 
 

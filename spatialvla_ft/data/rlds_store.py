@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.rlds.features import Leaf
 from spatialvla_ft.data.rlds.index import FrameIndex
 from spatialvla_ft.data.rlds.info import read_dataset_info
+from spatialvla_ft.data.store import Column
 from spatialvla_ft.pictures import rgb_bytes
 
 
@@ -62,13 +64,21 @@ class RldsStore:
         """Beside the index."""
         return self.index.path / "statistics"
 
-    def check_column(self, key: str) -> None:
-        """DatasetError unless the dataset has this feature."""
-        self.index.leaf(key)
+    def check_column(self, key: str) -> Column:
+        """What a feature holds; DatasetError unless the dataset has it."""
+        return column_of(self.index.leaf(key))
 
     def check_image(self, key: str, *, depth: bool) -> None:
         """DatasetError unless the dataset has this feature; pixels may be a plain tensor."""
         leaf = self.index.leaf(key)
+        flat = [side for side in leaf.shape if side != 1]
+        pixels = leaf.kind == "tensor" and len(flat) == (2 if depth else 3)
+        if leaf.ragged or not (leaf.kind == "image" or pixels):
+            what = "a list of pictures" if leaf.kind == "image" else f"{column_of(leaf).kind}"
+            raise DatasetError(
+                f"{key!r} of {self.index.name} holds {what}, no {'depth ' if depth else ''}picture "
+                "per step; name another column as camera"
+            )
         if not depth and leaf.kind == "image" and leaf.dtype != np.uint8:
             raise DatasetError(
                 f"{key!r} of {self.label} is an image of {leaf.dtype}, and a camera's picture has "
@@ -79,8 +89,13 @@ class RldsStore:
     def trajectory(
         self, episode: int, keys: tuple[str, ...], steps: range | None = None
     ) -> Mapping[str, Any]:
-        """Columns of an episode, or of some steps of it."""
-        return self.index.trajectory(episode, keys, steps)
+        """Columns of an episode, or of some steps of it; a value of the episode at each of them."""
+        found = self.index.trajectory(episode, keys, steps)
+        for key in keys:
+            if self.index.leaf(key).level == "episode":
+                count = self.index.num_steps_of(episode) if steps is None else len(steps)
+                found[key] = _at_every_step(found[key], count)
+        return found
 
     def value(self, key: str, episode: int, step: int) -> Any:
         """A column at one step; of an episode's feature, its value."""
@@ -107,3 +122,18 @@ class RldsStore:
             return np.asarray(self.index.value(key, episode, step)).squeeze()
         data = self.index.image_bytes(episode, step, key)
         return decode_depth(data, leaf.dtype) if data else None
+
+
+def column_of(leaf: Leaf) -> Column:
+    """What a feature holds."""
+    kinds: dict[str, Literal["numbers", "words", "picture"]] = {
+        "tensor": "numbers", "bytes": "words", "image": "picture"
+    }  # fmt: skip
+    return Column(kinds[leaf.kind], (*[-1] * leaf.ragged, *leaf.shape), leaf.level)
+
+
+def _at_every_step(value: Any, count: int) -> Any:
+    """(count, ...) the same value over and over; a list where it is text, a list or none."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+        return np.broadcast_to(value, (count, *np.shape(value)))
+    return [value] * count

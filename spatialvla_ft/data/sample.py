@@ -45,6 +45,8 @@ class Sample(Observation):
         target_point: (3,) centre of what the instruction names, base frame of the robot, metres;
             None where it is not known.
         reference_point: (3,) the same of what it is put in relation to.
+        sentences: all ways in which the instruction is said, where the card has one of them drawn
+            in training; `instruction` is the first of them, or the one that was drawn.
         history: the steps before this one, oldest first, as many as were asked for; before the
             episode's first step that one is repeated.
     """
@@ -58,6 +60,7 @@ class Sample(Observation):
     step: int
     target_point: Float32[np.ndarray, 3] | None = None
     reference_point: Float32[np.ndarray, 3] | None = None
+    sentences: tuple[str, ...] = ()
     history: tuple[Observation, ...] = ()
 
     @property

@@ -17,7 +17,7 @@ from spatialvla_ft.actions.spaces import ActionSpace, RawActions, end_effector_d
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.compact import compact
 from spatialvla_ft.data.content import content_key, kept_array
-from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.errors import DatasetError, in_episode
 from spatialvla_ft.data.kinematics import ForwardKinematics, to_end_effector
 from spatialvla_ft.data.moving import moving
 from spatialvla_ft.data.sample import Observation, Sample
@@ -97,6 +97,7 @@ class SampleDataset(Sequence[Sample]):
         self.name = store.label
         self._cache: OrderedDict[int, Standardised] = OrderedDict()
         self._card_rows = RowsOfCard(card)
+        self._widths: dict[str, int | None] = {}
         check_card(card, store, self._view)
         if card.depth and not self.depth:
             reason = "it is switched off" if card.depth_scale else "the card has no depth_scale"
@@ -173,6 +174,7 @@ class SampleDataset(Sequence[Sample]):
         Filters do not apply: statistics are of all steps.
         """
         parts = [self.standardised(episode).action for episode in self.episodes.tolist()]
+        parts = [part for part in parts if len(part)]
         return RawActions(
             np.concatenate(parts) if parts else np.empty((0, self.action_space.dim), np.float32)
         )
@@ -185,7 +187,8 @@ class SampleDataset(Sequence[Sample]):
         """
         self.check_proprio()
         parts = [self.standardised(episode).proprio for episode in self.episodes.tolist()]
-        return np.concatenate([part for part in parts if part is not None])
+        rows = [part for part in parts if part is not None and len(part)]
+        return np.concatenate(rows) if rows else np.empty((0, self.proprio_dim), np.float32)
 
     def check_proprio(self) -> None:
         """DatasetError unless the card names proprioception."""
@@ -204,10 +207,16 @@ class SampleDataset(Sequence[Sample]):
         return int(first.shape[1])
 
     def instructions(self) -> list[str]:
-        """The distinct instructions of all episodes, sorted, without decoding an image."""
+        """The distinct instructions of all episodes, sorted, without decoding an image.
+
+        All that may be drawn, where the card has one of several sentences drawn.
+        """
         found = set()
         for episode in self.episodes.tolist():
-            found.update(self.standardised(episode).language or [""])
+            part = self.standardised(episode)
+            found.update(part.language or [""])
+            for sentences in part.sentences or ():
+                found.update(sentences)
         return sorted(found)
 
     def with_rows(self, rows: RowFilter) -> Self:
@@ -251,7 +260,9 @@ class SampleDataset(Sequence[Sample]):
 
     def standardised(self, episode: int) -> Standardised:
         """The standard steps of an episode of the store, after the filters on steps."""
-        found = standardise(self.card, self.store.trajectory(episode, wanted_keys(self.card)))
+        with in_episode(self.name, episode):
+            found = standardise(self.card, self.store.trajectory(episode, wanted_keys(self.card)))
+            self._check_width(found)
         if self.forward_kinematics is not None:
             found = to_end_effector(self.card, found, self.forward_kinematics)
         return found if self.rows is None else take_rows(found, self.rows.keep(found.action))
@@ -276,7 +287,23 @@ class SampleDataset(Sequence[Sample]):
         if whole or len(self.episodes) <= CACHED_EPISODES:
             return self._trajectory(episode), 0
         read = partial(self.store.trajectory, episode)
-        return self._card_rows.standardise(read, rows), rows.start
+        with in_episode(self.name, episode):
+            part = self._card_rows.standardise(read, rows)
+            self._check_width(part)
+        return part, rows.start
+
+    def _check_width(self, found: Standardised) -> None:
+        """DatasetError if an episode has more or fewer numbers per step than those before."""
+        if not len(found.action):
+            return
+        rows = {"action": found.action, "proprio": found.proprio}
+        for what, part in rows.items():
+            wide = None if part is None else part.shape[1]
+            if self._widths.setdefault(what, wide) != wide:
+                raise DatasetError(
+                    f"card {self.card.name!r}, {what}: {wide} columns, {self._widths[what]} in "
+                    "episodes read before; take columns that all episodes have, or leave it out"
+                )
 
     @overload
     def __getitem__(self, frame: int) -> Sample: ...
@@ -306,6 +333,7 @@ class SampleDataset(Sequence[Sample]):
             **view.points(episode, int(part.steps[present])),
             history=tuple(Observation(**fields) for fields in past),
             instruction=part.language[present] if part.language else "",
+            sentences=part.sentences[present] if part.sentences else (),
             actions=RawActions(part.action[np.minimum(ahead, count - 1) - first]),
             action_space=self.action_space,
             valid=ahead < count,

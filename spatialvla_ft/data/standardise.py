@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.poses import pose_difference, pose_matrices
 from spatialvla_ft.data.terms import Term
+from spatialvla_ft.data.words import read_words
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Standardised:
         language: what the robot was told at each step, or None if the dataset has no words.
         images: slot -> key of the image.
         steps: (T,) which raw step each row was.
+        sentences: all ways of saying it at each step, where the card has one drawn; else None.
     """
 
     action: RawActions
@@ -35,6 +38,7 @@ class Standardised:
     language: list[str] | None
     images: dict[str, str]
     steps: Int64[np.ndarray, " T"]
+    sentences: list[tuple[str, ...]] | None = None
 
 
 def flatten(trajectory: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -50,7 +54,7 @@ def flatten(trajectory: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def wanted_keys(card: Card) -> tuple[str, ...]:
     """Columns that `standardise` reads."""
-    return (*_keys(_terms(card)), *_word_keys(card))
+    return tuple(dict.fromkeys((*_keys(_terms(card)), *card.language.keys)))
 
 
 def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
@@ -58,7 +62,8 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
 
     Args:
         card: how to read the dataset.
-        trajectory: nested, or with dotted keys; (T, ...) arrays, text as bytes or str.
+        trajectory: nested, or with dotted keys; (T, ...) arrays, text as bytes or str; words of
+            the whole episode may stand alone.
 
     Raises:
         DatasetError: the card reads what is not there, or the widths do not fit.
@@ -71,11 +76,13 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
         raise DatasetError(
             f"card {card.name!r} reads {missing}, the dataset has {sorted(raw)}; mend the card"
         )
-    lengths = {key: len(raw[key]) for key in keys}
+    spoken = {key: raw[key] for key in card.language.keys if isinstance(raw[key], bytes | str)}
+    lengths = {key: len(raw[key]) for key in keys if key not in spoken}
     if len(set(lengths.values())) > 1:
         raise DatasetError(f"card {card.name!r}: columns of different lengths {lengths}")
-    columns = {key: raw[key][first:] for key in keys}
     count = max(0, next(iter(lengths.values()), 0) - first)
+    columns = {key: raw[key][first:] for key in lengths}
+    columns |= {key: [text] * count for key, text in spoken.items()}
     width = None if card.action.joints is not None else card.action_space.dim
     steps = range(first, first + count)
     return _apply(card, lambda term: term.evaluate(columns, count), columns, steps, width)
@@ -136,11 +143,6 @@ def _keys(terms: Iterable[Term]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(term.path for term in terms if term.path is not None))
 
 
-def _word_keys(card: Card) -> tuple[str, ...]:
-    key = card.language.key if card.language.kind != "none" else None
-    return (key,) if key else ()
-
-
 def _apply(
     card: Card,
     evaluate: Callable[[Term], NDArray[Any]],
@@ -157,54 +159,107 @@ def _apply(
         steps: numbers of the steps.
         width: of the action; None where the dataset decides it.
     """
-    action = _join(card, "action", card.action.terms, evaluate)
-    if width is not None and action.shape[1] != width:
-        names = card.action_space.names
-        raise DatasetError(
-            f"card {card.name!r}: {', '.join(names)} make {len(names)} columns, the terms give "
-            f"{action.shape[1]}; mend the slices"
-        )
+    groups = card.action.groups
+    try:
+        joined = [_join(card, f"action.{group.name}", group.terms, evaluate) for group in groups]
+    except DatasetError as error:
+        total = _given_in_all(card, columns)
+        wrong = "" if total is None else wrong_total(card, total)
+        raise DatasetError(f"{error}; {wrong}" if wrong else str(error)) from None
+    action = np.concatenate(joined, axis=1)
+    if width is not None and not len(action):
+        action = np.empty((0, width), np.float32)
+    elif width is not None and action.shape[1] != width:
+        raise DatasetError(f"card {card.name!r}: {wrong_total(card, action.shape[1])}")
+    for group, part in zip(groups, joined, strict=True):
+        if len(part) and group.width not in (None, part.shape[1]):
+            raise DatasetError(wrong_width(card, *group, found=part.shape[1]))
     proprio = None
     if card.proprio:
         proprio = _join(card, "proprio", card.proprio.terms, evaluate)
-    language = _language(card, columns)
+    words = read_words(card.language, columns, steps)
     if card.relabel and len(steps):
         low, high = card.relabel.dims
         state = _join(card, "relabel", [card.relabel.source], evaluate)
         if card.relabel.rule == "target_minus_current":
             action = _towards(card, action, state)
         else:
+            if state.shape[1] != high - low or high > action.shape[1]:
+                raise DatasetError(
+                    f"card {card.name!r}, relabel: dims [{low}, {high}] of {action.shape[1]} "
+                    f"columns are replaced by {state.shape[1]} of {card.relabel.source}; mend dims "
+                    "or the slice of from"
+                )
             action = action[:-1].copy()
             action[:, low:high] = state[1:] - state[:-1]
             steps = steps[:-1]
             proprio = None if proprio is None else proprio[:-1]
-            language = None if language is None else language[:-1]
     images = {slot: term.path for slot, term in (card.cameras or {}).items()}
     numbers = np.arange(steps.start, steps.stop, dtype=np.int64)
-    return Standardised(RawActions(action), proprio, language, images, numbers)
+    language = None if words is None else words.first[: len(steps)]
+    said = None if words is None or words.sentences is None else words.sentences[: len(steps)]
+    return Standardised(RawActions(action), proprio, language, images, numbers, said)
 
 
 def take_rows(found: Standardised, keep: Bool[np.ndarray, " T"]) -> Standardised:
     """The steps for which `keep` is true."""
     if keep.all():
         return found
-    words = found.language
+    words, said, rows = found.language, found.sentences, np.flatnonzero(keep).tolist()
     return Standardised(
         RawActions(found.action[keep]),
         None if found.proprio is None else found.proprio[keep],
-        None if words is None else [words[i] for i in np.flatnonzero(keep)],
+        None if words is None else [words[i] for i in rows],
         found.images,
         found.steps[keep],
+        None if said is None else [said[i] for i in rows],
     )
 
 
 def _join(
     card: Card, what: str, terms: list[Term], evaluate: Callable[[Term], NDArray[Any]]
 ) -> Float32[np.ndarray, "T n"]:
+    """Terms side by side."""
     try:
-        return np.concatenate([evaluate(term).astype(np.float32) for term in terms], axis=-1)
-    except (ValueError, IndexError) as error:
+        found = np.concatenate([evaluate(term).astype(np.float32) for term in terms], axis=-1)
+    except (ValueError, IndexError, TypeError, zlib.error) as error:
         raise DatasetError(f"card {card.name!r}, {what}: {error}") from None
+    if found.ndim != 2:
+        raise DatasetError(
+            f"card {card.name!r}, {what}: {', '.join(map(str, terms))} have shape "
+            f"{found.shape[1:]} at each step, a term gives a row of numbers; mend the card"
+        )
+    return found
+
+
+def _given_in_all(card: Card, columns: Mapping[str, Any]) -> int | None:
+    """Columns of the action, slices that leave theirs cut short; None where that is not known."""
+    total = 0
+    for term in card.action.terms:
+        values = columns.get(term.path or "", np.empty((0, 0)))
+        if not isinstance(values, np.ndarray):
+            return None
+        taken = term.width_of(values.shape[-1] if values.ndim > 1 else 1)
+        if taken is None:
+            return None
+        total += taken
+    return total
+
+
+def wrong_total(card: Card, found: int) -> str:
+    """What is wrong with terms of a hand's action that give so many columns; empty if nothing."""
+    if card.action.joints is not None or found == card.action_space.dim:
+        return ""
+    names = card.action_space.names
+    return f"{', '.join(names)} make {len(names)} columns, the terms give {found}; mend the slices"
+
+
+def wrong_width(card: Card, name: str, terms: list[Term], width: int | None, *, found: int) -> str:
+    """What is wrong with terms of the action that give another number of columns than `width`."""
+    return (
+        f"card {card.name!r}, action.{name}: {', '.join(map(str, terms))} make {found} columns, "
+        f"{width} are needed; mend the slices"
+    )
 
 
 def _towards(
@@ -218,30 +273,3 @@ def _towards(
         )
     change = pose_difference(pose_matrices(action[:, :6]), pose_matrices(state))
     return np.concatenate([change, action[:, 6:]], axis=1)
-
-
-def _language(card: Card, columns: Mapping[str, Any]) -> list[str] | None:
-    language = card.language
-    if language.kind == "none" or language.key is None:
-        return None
-    values = np.asarray(columns[language.key])
-    if language.kind == "utf8_codepoints":
-        return [_codepoints(row) for row in values]
-    if language.kind == "string_array":
-        return [_text(row.ravel()[0]) if row.size else "" for row in values]
-    rows = values.reshape(len(values)).tolist()
-    # Most episodes have one instruction: one string in memory, not one per step.
-    texts = {row: _text(row) for row in set(rows)}
-    return [texts[row] for row in rows]
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _codepoints(row: np.ndarray) -> str:
-    """Unicode code points up to the first 0; numbers that are none become U+FFFD."""
-    ends = np.flatnonzero(row == 0)
-    codes = row[: ends[0] if ends.size else None].astype(np.int64)
-    none = (codes < 0) | (codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))
-    return "".join(map(chr, np.where(none, 0xFFFD, codes).tolist()))

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a dataset says of a column before a value is read.
+
+    Attributes:
+        kind: what it holds.
+        shape: of one value; -1 where a length varies.
+        per: one value per step, or one per episode that counts for all its steps.
+    """
+
+    kind: Literal["numbers", "words", "picture"]
+    shape: tuple[int, ...]
+    per: Literal["step", "episode"] = "step"
 
 
 class EpisodeStore(Protocol):
@@ -42,8 +58,12 @@ class EpisodeStore(Protocol):
     def statistics_dir(self) -> Path:
         """Where statistics of this dataset may be kept."""
 
-    def check_column(self, key: str) -> None:
-        """DatasetError, with the keys there are, unless `key` is a column."""
+    def check_column(self, key: str) -> Column | None:
+        """What `key` holds, None where that is not known before it is read.
+
+        Raises:
+            DatasetError: there is no such column, with the keys there are.
+        """
 
     def check_image(self, key: str, *, depth: bool) -> None:
         """DatasetError unless `key` is a picture, or a depth picture."""
@@ -51,7 +71,10 @@ class EpisodeStore(Protocol):
     def trajectory(
         self, episode: int, keys: tuple[str, ...], steps: range | None = None
     ) -> Mapping[str, Any]:
-        """Columns of an episode, (steps, ...) each; of some steps only, where they are given."""
+        """Columns of an episode, (steps, ...) each; of some steps only, where they are given.
+
+        A value of the episode stands at every step. A column whose length varies is a list.
+        """
 
     def value(self, key: str, episode: int, step: int) -> Any:
         """A column at one step."""

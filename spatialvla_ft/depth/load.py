@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 
+from ..near import near_path
 from .depth_anything import DepthAnything
 from .depth_pro import DepthPro
 from .frozen import FrozenEstimator
@@ -60,7 +61,7 @@ def load_depth_estimator(spec: DepthSpec | str | Path) -> FrozenEstimator:
     if not Path(spec.checkpoint).is_dir() and spec.checkpoint.count("/") != 1:
         raise ValueError(
             f"{spec.checkpoint} is no folder; give the checkpoint folder of a depth estimator, or "
-            "OWNER/NAME on the Hub"
+            f"OWNER/NAME on the Hub{near_path(spec.checkpoint)}"
         )
     config, _ = PretrainedConfig.get_config_dict(spec.checkpoint)
     kind = config.get("model_type")

@@ -13,6 +13,7 @@ from ..models.base_place import BASE_FILE
 from ..models.loading_report import absent_shards, broken_files
 from ..models.lora import ROWS_FILE, is_adapter
 from ..models.stored import STORED_FILE
+from ..near import near_path
 from .adapter import PEFT_CONFIG, WEIGHTS
 from .card import CARD_FILE, card_for_repository
 from .stored import VerifyReport, verify_export
@@ -113,7 +114,9 @@ def plan_push(
     if not REPO_ID.fullmatch(repo_id):
         raise PushError(f"--repo {repo_id!r} is no name of a repository; write OWNER/NAME")
     if not folder.is_dir():
-        raise PushError(f"{folder} is no folder; push what `spatialvla-ft export` wrote")
+        raise PushError(
+            f"{folder} is no folder; push what `spatialvla-ft export` wrote{near_path(folder)}"
+        )
     chosen, left_out = _choose(folder)
     _refuse_incomplete(folder, {file.name for file in chosen})
     files = tuple(_read(file, repo_id) for file in chosen)

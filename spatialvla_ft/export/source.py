@@ -23,6 +23,7 @@ from ..models.lora import (
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..near import near_path
 
 MERGE_TOLERANCE = 1e-3
 """Largest change of a logit that merging may cause; float32 rounding makes about 1e-5."""
@@ -82,6 +83,7 @@ def find_source(path: str | Path) -> Path:
     raise ValueError(
         f"{path} holds neither an adapter (adapter_config.json) nor a checkpoint (config.json and "
         "model.safetensors); pass the output folder of a training run, or its `final`"
+        + near_path(path)
     )
 
 

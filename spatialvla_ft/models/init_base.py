@@ -23,6 +23,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from ..actions.grid import ActionGrid
+from ..near import near_path
 from .action_rows import text_like_table
 from .camera_inputs import image_processor
 from .configuration_spatialvla import SpatialVLAConfig
@@ -257,7 +258,7 @@ def _config(source: str | Path, option: str) -> Any:
     if not Path(source).is_dir() and str(source).count("/") != 1:
         raise ValueError(
             f"{source} is no folder; give a checkpoint folder, or OWNER/NAME on the Hub, "
-            f"as {option}"
+            f"as {option}{near_path(source)}"
         )
     return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
 

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import cached_file
 
+from ..near import near_path
 from .configuration_spatialvla import SpatialVLAConfig
 
 HUB_SECONDS = 5
@@ -49,7 +50,8 @@ def read_json(source: str | Path, name: str, **hub: Any) -> dict[str, Any] | Non
             reason = hub_reason(error.__cause__ or error, name)
             if reason is None:
                 return None
-            raise ValueError(f"{source}: {reason}") from error
+            beside = near_path(source) if Path(source).parent.is_dir() else ""
+            raise ValueError(f"{source}: {reason}{beside}") from error
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -65,6 +67,7 @@ def refuse_no_place(source: str | Path, **hub: Any) -> None:
     if name.count("/") > 1 or name.startswith(("/", ".", "~")):
         raise ValueError(
             f"{source} is no folder; give a checkpoint folder, or OWNER/NAME on the Hub"
+            + near_path(source)
         )
     if hub.get("local_files_only"):
         return

@@ -11,6 +11,7 @@ from ..data.image_path import fit_step
 from ..data.reading import read_in_disk_order
 from ..data.sample import Sample
 from ..data.sampler import Sampler
+from ..data.words import draw_words
 from .hand_over import Loader
 from .point_loss import PatchGrid, PointCollator
 from .run import Run
@@ -18,7 +19,10 @@ from .stopping import leave_to_main_process
 
 
 class Frames(Dataset[Sample]):
-    """(dataset, frame, global slot) to a sample of the model's size, augmented by its slot."""
+    """(dataset, frame, global slot) to a sample of the model's size.
+
+    Which of several sentences is said, and the augmentation, follow from the slot.
+    """
 
     def __init__(self, run: Run) -> None:
         self.datasets = run.datasets
@@ -31,7 +35,7 @@ class Frames(Dataset[Sample]):
     def __getitem__(self, place: tuple[int, int, int]) -> Sample:
         """The sample at a frame of a dataset."""
         dataset, frame, slot = place
-        sample = self.datasets[dataset][frame]
+        sample = draw_words(self.datasets[dataset][frame], slot, self.seed)
         if self.depth is not None:
             sample = self.depth(sample)
         if self.augment is None:

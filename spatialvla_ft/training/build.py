@@ -25,6 +25,7 @@ from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.released import refuse_no_place
 from ..models.small import small_model, small_processor
+from ..near import near_path
 from .action_ranges import run_proprio, run_statistics
 from .augment import Augment
 from .collate import Collator, DepthInput
@@ -118,7 +119,7 @@ def chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:
         if base.count("/") != 1:
             raise RecipeError(
                 f"model.base {base} is no folder; give a checkpoint folder, or OWNER/NAME on the "
-                "Hub"
+                f"Hub{near_path(base)}"
             )
         try:
             refuse_no_place(base)

@@ -70,6 +70,7 @@ class DatasetFacts:
         not_finite: NaN and infinite numbers, by "actions" and "proprioception".
         common_label: by slot, the share of the steps that have its most frequent token.
         notes: what is worth knowing, and nothing to worry about.
+        still: by dimension or slot, the warning that it never changes.
     """
 
     name: str
@@ -87,6 +88,7 @@ class DatasetFacts:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    still: dict[str, str] = field(default_factory=dict)
 
 
 def dataset_facts(run: Run, index: int, seen: SomeActions) -> DatasetFacts:
@@ -252,17 +254,18 @@ def _judge(facts: DatasetFacts, dataset: SampleDataset) -> None:
                 "closed; scale it in the card (data inspect shows its values)"
             )
         if one.note == "constant":
-            warnings.append(
+            facts.still[one.name] = (
                 f"{name}: {one.name} never changes; if the robot does move so, the card reads the "
                 "wrong column"
             )
     constant = {one.name for one in facts.dimensions if one.note == "constant"}
     for slot, share in facts.common_label.items():
         if share > CONSTANT_LABEL and slot not in constant:
-            warnings.append(
+            facts.still[slot] = (
                 f"{name}: {share:.1%} of the {slot} labels are one and the same token; a policy "
                 "that always says it will seem right"
             )
+    warnings += facts.still.values()
     warnings += [
         f"{name}, camera {camera.name}: K is assumed ({camera.intrinsics}), so depth points lie "
         "where that camera would see them; measure K and put it into the card"

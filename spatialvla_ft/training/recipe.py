@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
+from ..near import near_path
 from .recipe_text import RecipeError, apply_overrides, explain, read_text
 from .sections import Data, Grid, Lora, Model, Section, Train
 
@@ -76,7 +77,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        raise RecipeError(f"{path} does not exist; recipes/ holds recipes to start from")
+        raise RecipeError(
+            f"{path} does not exist; recipes/ holds recipes to start from{near_path(path)}"
+        )
     text = read_text(path)
     apply_overrides(text, path, overrides)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,55 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from ..near import near_names, near_path
+
 INSTEAD = {"file": ("fit", "bins", "min_sigma", "zero_bin", "exclude"), "fit": ("file",)}
 """Keys of `grid` that take the place of others: a grid is read, or fitted."""
+MEANT: dict[str, tuple[str, ...]] = {
+    "checkpoint_every": ("save_every",),
+    "checkpoint_interval": ("save_every",),
+    "checkpointing_steps": ("save_every",),
+    "save_steps": ("save_every",),
+    "save_total_limit": ("keep_last",),
+    "eval_every": ("validate_every",),
+    "eval_steps": ("validate_every",),
+    "eval_interval": ("validate_every",),
+    "validation_every": ("validate_every",),
+    "log_interval": ("log_every",),
+    "logging_steps": ("log_every",),
+    "lr": ("learning_rate",),
+    "lr_scheduler": ("schedule",),
+    "lr_scheduler_type": ("schedule",),
+    "scheduler": ("schedule",),
+    "warmup_ratio": ("warmup",),
+    "warmup_steps": ("warmup",),
+    "max_steps": ("steps",),
+    "num_steps": ("steps",),
+    "epochs": ("steps",),
+    "num_train_epochs": ("steps",),
+    "grad_clip": ("clip_norm",),
+    "max_grad_norm": ("clip_norm",),
+    "accumulate": ("gradient_accumulation",),
+    "accumulation_steps": ("gradient_accumulation",),
+    "per_device_train_batch_size": ("batch_size",),
+    "effective_batch_size": ("global_batch",),
+    "bf16": ("precision", "dtype"),
+    "fp16": ("precision", "dtype"),
+    "mixed_precision": ("precision",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "num_workers": ("workers",),
+    "dataloader_num_workers": ("workers",),
+    "r": ("rank",),
+    "lora_alpha": ("alpha",),
+    "output_dir": ("output",),
+    "report_to": ("trackers",),
+    "load_in_4bit": ("quantisation",),
+    "quantization": ("quantisation",),
+    "pretrained": ("base",),
+    "checkpoint": ("base", "checkpoint"),
+    "image_aug": ("augment",),
+}
+"""Keys as other programs call them, or as one might, and what they are called here."""
 
 
 class RecipeError(ValueError):
@@ -45,7 +91,10 @@ def read_text(path: Path, below: tuple[Path, ...] = ()) -> RecipeText:
     """
     if path.resolve() in below:
         raise RecipeError(f"{path} extends itself, through {' and '.join(p.name for p in below)}")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     try:
         content = yaml.safe_load(text)
         places = places_in(path, yaml.compose(text))
@@ -60,7 +109,7 @@ def read_text(path: Path, below: tuple[Path, ...] = ()) -> RecipeText:
         if not parent.is_file():
             raise RecipeError(
                 f"{places[('extends',)]}: extends {name}, but {parent} does not exist; name a "
-                f"recipe as seen from {path.parent}"
+                f"recipe as seen from {path.parent}{near_path(parent)}"
             )
         found = read_text(parent, (*below, path.resolve()))
         _lay_over(whole.content, found.content)
@@ -175,8 +224,11 @@ def explain(
     name = ".".join(keys)
     if item["type"] == "extra_forbidden":
         fields = _fields_of(schema, keys[:-1])
-        near = difflib.get_close_matches(keys[-1], fields, n=1)
-        hint = f", did you mean {near[0]}?" if near else f"; known are {', '.join(fields)}"
+        meant = [name for name in MEANT.get(keys[-1], ()) if name in fields]
+        near = meant or near_names(keys[-1], fields)
+        hint = (
+            f", did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(fields)}"
+        )
         return f"{place}: unknown key {name}{hint}"
     if item["type"] == "missing":
         return f"{place}: {name} is missing"

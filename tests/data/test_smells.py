@@ -195,6 +195,48 @@ def test_degrees():
     assert only(rotations.degrees(posed, None, NAMES, delta=False)).severity == "error"
 
 
+def wrapping_turns(share):
+    """Differences of an angle that keeps crossing pi: small, with `share` of whole turns."""
+    rng = np.random.default_rng(0)
+    turns = rng.normal(0, 0.02, (1000, 3))
+    turns[:, 2] += 2 * np.pi * rng.choice([0, 1, -1], 1000, p=[1 - share, share / 2, share / 2])
+    return Series.join([turns])
+
+
+@pytest.mark.parametrize("share", [0.015, 0.05, 0.3])
+def test_whole_turns_are_no_degrees(share):
+    """99 % of the turns are below half a turn only where the jumps are left out."""
+    turns = wrapping_turns(share)
+    assert np.quantile(np.abs(turns.values[:, 2]), 0.99) > np.pi
+    assert rotations.degrees(turns, None, NAMES, delta=True) == []
+    assert "jumps of 2 pi" in only(rotations.wrapped_angles(turns, NAMES, delta=True)).evidence
+    state = Series.join([np.cumsum(turns.values, axis=0)])
+    assert rotations.degrees(turns, state, NAMES, delta=True) == []
+    in_degrees = Series(np.degrees(turns.values) * 3, turns.lengths)
+    assert only(rotations.degrees(in_degrees, None, NAMES, delta=True)).severity == "error"
+
+
+def test_the_cure_of_whole_turns():
+    """A free angle's differences, whatever the recorded one does at +-pi."""
+    free = np.cumsum(np.random.default_rng(2).normal(0, 0.3, (200, 3)), axis=0)
+    recorded = (free + np.pi) % (2 * np.pi) - np.pi
+    term = parse_term({"src": "turn", "ops": ["wrap"]})
+    for dtype, exact in ((np.float32, 1e-5), (np.float64, 1e-12)):
+        found = term.evaluate({"turn": np.diff(recorded, axis=0).astype(dtype)}, 199)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, np.diff(free, axis=0), atol=exact)
+
+
+def test_a_few_fast_turns_are_no_degrees():
+    rng = np.random.default_rng(1)
+    turns = rng.normal(0, 0.02, (1000, 3))
+    turns[:30, 1] = 3.5  # a flip where roll and yaw change places
+    assert rotations.degrees(Series.join([turns]), None, NAMES, delta=True) == []
+    posed = rng.uniform(-3, 3, (1000, 3))
+    posed[:20, 0] += 4 * np.pi  # counted on, now and then
+    assert rotations.degrees(Series.join([posed]), None, NAMES, delta=False) == []
+
+
 def test_wrapped_angles():
     yaw = np.linspace(2.5, 4.0, 50)
     free = np.stack([0.1 * np.sin(yaw), 0.2 * np.cos(yaw), yaw], axis=1)
@@ -213,6 +255,46 @@ def hands(*episodes_):
 
 
 PICK = [1] * 8 + [0] * 10 + [1] * 4
+
+
+def test_a_gripper_that_stays_says_which_constant_it_is():
+    closed = only(gripper.gripper_moves(hands([0] * 9), declared=False))
+    assert "always closed" in closed.evidence
+    assert "says zeros(1)" in closed.cure
+    is_open = only(gripper.gripper_moves(hands([1] * 9), declared=False))
+    assert "says ones(1)" in is_open.cure
+    assert gripper.gripper_moves(hands([0] * 9), declared=True) == []
+
+
+@pytest.mark.parametrize(
+    ("op", "raw", "evidence", "cure"),
+    [
+        (
+            {"binarize_backward": {"open_above": 0.95, "closed_below": 0.05}},
+            [0.0, 0.01, 0.04, 0.02],
+            "open_above is 0.95",
+            "{open_above: 0.03, closed_below: 0.01}",
+        ),
+        ({"rel_to_abs": {"eps": 0.5, "positive_is": "close"}}, [0, 0.2, 0, -0.2], "eps is 0.5",
+         "an eps below 0.2"),
+        (None, [0.0, 0.01, 0.04, 0.02], "0.05 apart", "{scale: 25}"),
+    ],
+)  # fmt: skip
+def test_a_gripper_that_moves_without_crossing_its_threshold(op, raw, evidence, cure):
+    term = parse_term({"src": "action[6:7]", "ops": [op] if op else []})
+    column = np.array(raw)[:, None]
+    standard = Series.join([term.evaluate({"action": np.repeat(column, 7, axis=1)}, 4)])
+    finding = only(gripper.gripper_moves(
+        standard, declared=False, term=term, raw=Series.join([column]), name="left_gripper"
+    ))  # fmt: skip
+    assert finding.rule == "gripper never crosses its threshold"
+    assert finding.where == "action left_gripper"
+    assert evidence in finding.evidence
+    assert cure in finding.cure
+    still = Series.join([np.full((4, 1), 0.3)])
+    assert only(gripper.gripper_moves(standard, declared=False, term=term, raw=still)).rule == (
+        "gripper never moves"
+    )
 
 
 def test_gripper_range():

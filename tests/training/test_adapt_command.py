@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -258,7 +259,7 @@ def _mend(lab, old, new):
     ("change", "more", "words"),
     [
         (("      primary: observation.intrinsics_front\n", ""), (),
-         ["camera 'primary'", "primary: {fx: ..., fy: ..., cx: 32, cy: 18, width: 64, height: 36}",
+         ["camera 'primary'", "{fx: ..., fy: ..., cx: ..., cy: ..., width: 64, height: 36}",
           "data.assume_intrinsics=default"]),
         (None, ("data.depth=estimate",), ["has no ZoeDepth", "data.depth=sensor"]),
         (("    depth: {primary: observation.depth_front}\n    depth_scale: 1.0e-4\n", ""), (),
@@ -268,6 +269,9 @@ def _mend(lab, old, new):
         (None, ("data.holdout=0.99",), ["episode(s) in split 'train'", "data.holdout=0"]),
         (None, ("data.cameras=[side]",), ["camera 'side'", "['primary', 'wrist']"]),
         (None, ("train.learning_rat=1",), ["did you mean learning_rate?"]),
+        (None, ("train.checkpoint_every=9",), ["did you mean save_every?"]),
+        (('"action[3:6]"', '"action[4:9]"'), (),
+         ["action.rotation: action[4:9] leaves its column: 'action' is 7 wide"]),
         (None, ("output=runs/x",), ["adapt sets output", "--out DIR"]),
         (None, ("--stop-after", "fit"), ["--stop-after fit is no stage", "grid"]),
     ],
@@ -286,5 +290,21 @@ def test_what_cannot_work_is_told_with_its_cure(lab, change, more, words):
 def test_a_missing_base_and_missing_data(lab):
     good, lab.base = lab.base, lab.folder / "nowhere"
     assert f"--base {lab.base} is no checkpoint folder" in lab.call(code=1).output
+    lab.base = good.with_name(good.name[:-1] + "x")
+    assert f"did you mean {good}?" in lab.call(code=1).output
     lab.base, lab.data = good, lab.folder / "nothing"
     assert f"{lab.data} is no folder" in lab.call(code=1).output
+
+
+def test_what_the_inspection_told_is_not_told_again():
+    """Of a gripper that stands still both speak; of a dimension with a note only the pre-flight."""
+    facts = SimpleNamespace(still={"gripper": "gripper never changes", "yaw": "yaw never changes"})
+    report = SimpleNamespace(
+        datasets=[facts], warnings=["K is assumed", "yaw never changes", "gripper never changes"]
+    )
+    findings = [
+        {"rule": "gripper never moves", "where": "action gripper", "severity": "warning"},
+        {"rule": "constant dimension", "where": "action yaw", "severity": "note"},
+    ]
+    assert model_stages._not_told(report, findings) == ["K is assumed", "yaw never changes"]
+    assert model_stages._not_told(report, []) == report.warnings

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from spatialvla_ft.training.recipe import RecipeError, load_recipe
+from spatialvla_ft.training import sections
+from spatialvla_ft.training.recipe import Recipe, RecipeError, load_recipe
+from spatialvla_ft.training.recipe_text import MEANT
 
 GOOD = """\
 output: runs/x
@@ -74,6 +76,39 @@ def test_all_mistakes_at_once_with_file_and_line(write):
     assert len(lines) == len(wanted)
     for start, end in wanted:
         assert [line for line in lines if start in line and line.endswith(end)], (start, lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("train.checkpoint_every=5", "did you mean save_every?"),
+        ("train.lr=1", "did you mean learning_rate?"),
+        ("train.eval_steps=5", "did you mean validate_every?"),
+        ("lora.r=8", "did you mean rank?"),
+        ("output_dir=x", "did you mean output?"),
+    ],
+)
+def test_keys_as_other_programs_call_them(write, given, wanted):
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(write(GOOD), [given])
+    assert str(raised.value).endswith(wanted)
+
+
+def test_what_is_meant_by_other_names_is_there():
+    fields = {
+        name
+        for section in vars(sections).values()
+        if isinstance(section, type) and issubclass(section, sections.Section)
+        for name in section.model_fields
+    } | set(Recipe.model_fields)
+    assert {name for meant in MEANT.values() for name in meant} <= fields
+    assert not fields & (set(MEANT) - {"checkpoint", "r"})
+
+
+def test_a_recipe_that_is_not_there_is_looked_for(write):
+    file = write(GOOD)
+    with pytest.raises(RecipeError, match=r"recip.yaml does not exist.*did you mean .*recipe.yaml"):
+        load_recipe(file.with_name("recip.yaml"))
 
 
 def test_a_missing_key_is_named(write):

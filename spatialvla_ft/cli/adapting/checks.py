@@ -50,11 +50,12 @@ def _check_cameras(job: Job, card: Card) -> None:
         width, height = _size(job, str(term.path))
         raise ValueError(
             f"the intrinsics K of camera {slot!r} (column {term.path}) of {job.dataset} are not "
-            "known, and without them no pixel has a place in space. Write what a calibration says "
-            f"into the card ({_card_place(job)}), in pixels of the recorded pictures:\n"
+            "known, and without them no pixel has a place in space. Write what a calibration says, "
+            "its principal point cx, cy too (it is near the middle of the picture, hardly ever "
+            f"in it), into the card ({_card_place(job)}), in pixels of the recorded pictures:\n"
             "    intrinsics:\n"
-            f"      {slot}: {{fx: ..., fy: ..., cx: {width / 2:g}, cy: {height / 2:g}, "
-            f"width: {width}, height: {height}}}\n"
+            f"      {slot}: {{fx: ..., fy: ..., cx: ..., cy: ..., width: {width}, "
+            f"height: {height}}}\n"
             "or, as a guess, let a camera of data_mixtures/oxe_intrinsics.yaml stand in: "
             "data.assume_intrinsics=default"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialvla_ft.cli.adapting import fingerprints
+from spatialvla_ft.near import near_path
 
 if TYPE_CHECKING:
     from spatialvla_ft.data.card import Card
@@ -75,7 +76,10 @@ class Job:
                 f"--accept-draft is for a dataset without a card; --card {self.card_file} is one"
             )
         if self.card_file is not None and not self.card_file.is_file():
-            raise ValueError(f"--card {self.card_file} does not exist; give a card file")
+            raise ValueError(
+                f"--card {self.card_file} does not exist; give a card file"
+                + near_path(self.card_file)
+            )
         if self.base.count("/") == 1 and not Path(self.base).exists():
             from spatialvla_ft.models.released import refuse_no_place
 
@@ -88,7 +92,7 @@ class Job:
             raise ValueError(
                 f"--base {self.base} is no checkpoint folder (it has no config.json): give a "
                 "folder with SpatialVLA's weights, such as the final/ of a run or an export, or "
-                "OWNER/NAME on the Hub"
+                f"OWNER/NAME on the Hub{near_path(self.base)}"
             )
 
     @property
@@ -140,7 +144,7 @@ class Job:
         if not self.recipe_file.is_file():
             raise RecipeError(
                 f"--recipe {self.recipe_file} does not exist; recipes/adapt_lora.yaml of the "
-                "project is what adapt starts from by itself"
+                f"project is what adapt starts from by itself{near_path(self.recipe_file)}"
             )
         data = read_text(self.recipe_file).content.get("data") or {}
         entries = data.get("datasets") if isinstance(data, dict) else None
@@ -182,6 +186,7 @@ class Job:
             raise DatasetError(
                 f"{self.dataset} is no folder; give the version directory of an RLDS dataset, e.g. "
                 "datasets/my_robot/1.0.0, or a LeRobot folder (fetch what is not on this disk)"
+                + near_path(self.dataset)
             )
         return open_source(self.dataset)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spatialvla_ft.cli.adapting import fingerprints, ledger
 from spatialvla_ft.cli.adapting.checks import check_fit
@@ -14,6 +14,16 @@ from spatialvla_ft.cli.adapting.memory import in_words, plan_beside_machine
 from spatialvla_ft.cli.adapting.recipe_yaml import annotated
 from spatialvla_ft.cli.adapting.stages import Done, Outcome, Stage
 
+if TYPE_CHECKING:
+    from spatialvla_ft.training.preflight import Preflight
+
+STILL = {
+    "constant dimension",
+    "gripper never moves",
+    "gripper never crosses its threshold",
+    "gripper never crosses 0.5",
+}
+"""Findings of the inspection that say of a dimension what the pre-flight says: it never changes."""
 HEADER = """\
 # What `spatialvla-ft adapt` trains, with every default written out. Behind each value stands where
 # it comes from: recipe ({recipe}), given (on the command line), adapt (found or
@@ -76,8 +86,24 @@ def _plan(job: Job, done: Done) -> Outcome:
         {"training": key, "memory": memory, "plan": report.plan},
         files={"recipe": file},
         lines=lines,
-        warnings=[*warnings, *report.warnings],
+        warnings=[*warnings, *_not_told(report, done["inspect"].result["findings"])],
     )
+
+
+def _not_told(report: Preflight, findings: list[dict[str, Any]]) -> list[str]:
+    """Warnings of the pre-flight but those of dimensions of which the inspection told the same."""
+    told = {
+        found["where"].removeprefix("action ")
+        for found in findings
+        if found["rule"] in STILL and found["severity"] != "note"
+    }
+    again = {
+        text
+        for facts in report.datasets
+        for dimension, text in facts.still.items()
+        if dimension in told
+    }
+    return [text for text in report.warnings if text not in again]
 
 
 def _make_room(job: Job, recipe: Any, key: str) -> list[str]:

@@ -21,6 +21,7 @@ from spatialvla_ft.data.inspection.pictures import guess_depth_scale
 from spatialvla_ft.data.inspection.rotations import quaternion_starts
 from spatialvla_ft.data.inspection.series import Series, correlation
 from spatialvla_ft.data.inspection.source import Field, Source
+from spatialvla_ft.data.inspection.words import draft_language
 from spatialvla_ft.data.lerobot.draft import draft as draft_lerobot
 from spatialvla_ft.data.lerobot.draft import points_by_name
 
@@ -103,7 +104,7 @@ def draft_card(source: Source, columns: Mapping[str, Series]) -> Draft:
     )
     card |= _calibration(source, cameras, remarks)
     card |= _points(source.fields, remarks)
-    card["language"] = _language(source.fields, remarks)
+    card["language"] = draft_language(source.fields, remarks)
     state = _find_state(columns)
     card["action"] = _action(columns, state, remarks)
     if state is not None:
@@ -214,22 +215,6 @@ def _points(fields: tuple[Field, ...], remarks: dict[str, str]) -> dict[str, str
     for field in found:
         remarks[field] = "by name; CHECK that it is x, y, z in metres in the robot's base frame"
     return found
-
-
-def _language(fields: tuple[Field, ...], remarks: dict[str, str]) -> dict[str, Any]:
-    words = [f for f in fields if f.kind == "words" and f.per == "step"]
-    for pattern in ("instruction", "task", "language", "text"):
-        for field in words:
-            if pattern in field.key.lower() and field.shape in ((), (1,)):
-                kind = "string" if field.shape == () else "string_array"
-                return {"kind": kind, "key": field.key}
-    codes = [f for f in fields if "instruction" in f.key and f.kind == "numbers" and f.width > 16]
-    codes = [f for f in codes if f.dtype in ("int32", "int64")]
-    if codes:
-        return {"kind": "utf8_codepoints", "key": codes[0].key, "end": "nul"}
-    note = "CHECK no column with words was found"
-    remarks["language"] = "; ".join(filter(None, (note, remarks.get("language"))))
-    return {"kind": "none", "key": None}
 
 
 def _find_state(columns: Mapping[str, Series]) -> str | None:

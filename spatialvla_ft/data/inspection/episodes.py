@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,6 +10,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from spatialvla_ft.data.inspection.findings import Finding, percent
+
+_CODE = re.compile(r"b?(['\"]).*\1|\[.*\]|\{.*\}|(array|tensor)\(.*\)", re.DOTALL)
+"""A list, a mapping or a string as JSON or Python writes it."""
 
 
 def short_episodes(lengths: Int64[np.ndarray, " n"], episodes: Sequence[int]) -> list[Finding]:
@@ -73,6 +77,20 @@ def instructions(said: Sequence[Sequence[str] | None]) -> list[Finding]:
                 where="language",
                 evidence=f"{empty} of {count} episodes ({percent(empty / count)}) have no words",
                 cure="check language.key, or leave those episodes out",
+            )
+        )
+    wrapped = [words for words in firsts if _CODE.fullmatch(words.strip())]
+    if wrapped:
+        found.append(
+            Finding(
+                rule="words look like code",
+                severity="warning",
+                where="language",
+                evidence=f"{len(wrapped)} of {count} episodes ({percent(len(wrapped) / count)}) "
+                f"say something like {wrapped[0][:60]!r}: JSON, or what Python prints, around the "
+                "words",
+                cure="write the sentence alone when the data is made; the policy would be asked "
+                "with brackets and quotation marks, and never hear them from a user",
             )
         )
     kinds = Counter(firsts)

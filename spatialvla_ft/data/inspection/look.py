@@ -15,7 +15,7 @@ from spatialvla_ft.actions.spaces import ActionSpace
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.card_keys import check_keys
 from spatialvla_ft.data.dataset import pick_card
-from spatialvla_ft.data.errors import DatasetError, no_feature
+from spatialvla_ft.data.errors import DatasetError, in_episode
 from spatialvla_ft.data.inspection import (
     episodes as episode_rules,
 )
@@ -26,7 +26,7 @@ from spatialvla_ft.data.inspection.findings import Finding, worst_first
 from spatialvla_ft.data.inspection.opening import find_card, findings_of_files, open_source
 from spatialvla_ft.data.inspection.points import PointColumn, look_at_points
 from spatialvla_ft.data.inspection.series import Series
-from spatialvla_ft.data.inspection.source import Source, numeric_columns
+from spatialvla_ft.data.inspection.source import Field, Source, SourceFields, numeric_columns
 from spatialvla_ft.data.inspection.tool_poses import PoseStream, pose_findings, pose_streams
 from spatialvla_ft.data.inspection.views import View, view_cameras
 from spatialvla_ft.data.standardise import Standardised, standardise, wanted_keys
@@ -197,6 +197,7 @@ def inspect_dataset(
             np.array([len(t.action) for t in trajectories], np.int64), numbers
         ),
         *episode_rules.instructions(said),
+        *(_unread(field) for field in source.fields if field.note),
         *episode_rules.control_rate(card.control_hz, measured),
         *(
             finding
@@ -253,25 +254,24 @@ def _spread(source: Source, split: str, episodes: int) -> list[int]:
     return [n for n in numbers if source.episode_lengths[n] > 0] or numbers[:1]
 
 
-class _Names:
-    """The features of a source, by name alone: what a wrong kind looks like shall be seen."""
-
-    def __init__(self, source: Source) -> None:
-        self._name = source.name
-        self._known = {field.key for field in source.fields}
-
-    def check_column(self, key: str) -> None:
-        if key not in self._known:
-            raise no_feature(self._name, key, self._known)
-
-    def check_image(self, key: str, *, depth: bool) -> None:
-        self.check_column(key)
+def _unread(field: Field) -> Finding:
+    return Finding(
+        rule="column cannot be read",
+        severity="note",
+        where=field.key,
+        evidence=field.note,
+        cure="the card does without it; to use it, write the data again",
+    )
 
 
 def _standardise(source: Source, card: Card, episodes: list[int]) -> list[Standardised]:
-    check_keys(card, _Names(source))
+    check_keys(card, SourceFields(source))
     keys = wanted_keys(card)
-    return [standardise(card, source.trajectory(episode, keys)) for episode in episodes]
+    found = []
+    for episode in episodes:
+        with in_episode(f"{source.name}/{source.version}", episode):
+            found.append(standardise(card, source.trajectory(episode, keys)))
+    return found
 
 
 def _raw_action(card: Card, columns: dict[str, Series]) -> dict[str, Series]:
@@ -361,15 +361,19 @@ def _action_findings(
         found += motion.no_ops(moving, hands, names, space.deltas[arm & ~declared])
     terms = card.action.gripper_terms
     for i, term in enumerate(terms if hands is not None and len(terms) == (~arm).sum() else []):
-        gripper = action.columns([int(np.flatnonzero(~arm)[i])])
-        found += gripper_rules.gripper_range(gripper)
-        found += gripper_rules.gripper_moves(gripper, declared=term.path is None)
+        place = int(np.flatnonzero(~arm)[i])
+        gripper, name = action.columns([place]), space.names[place]
+        found += gripper_rules.gripper_range(gripper, name=name)
+        raw = columns[term.path].columns(term.columns) if term.path in columns else None
+        found += gripper_rules.gripper_moves(
+            gripper, declared=term.path is None, term=term, raw=raw, name=name
+        )
         measured = None
         if len(terms) == 1 and encoding in ("POS_EULER", "POS_QUAT", "JOINT") and state is not None:
             measured = state.columns([state.values.shape[1] - 1])
         turned = any(op.name in ("invert", "rel_to_abs") for op in term.ops)
         found += gripper_rules.gripper_inverted(
-            gripper, measured, source=term.path or "", turned=turned
+            gripper, measured, source=term.path or "", turned=turned, name=name
         )
     return found
 

@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
-from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.errors import DatasetError, no_feature
 from spatialvla_ft.data.inspection.findings import Finding
 from spatialvla_ft.data.inspection.series import Series
 from spatialvla_ft.data.rlds.features import Leaf
 from spatialvla_ft.data.rlds.index import FrameIndex
 from spatialvla_ft.data.rlds_store import RldsStore
+from spatialvla_ft.data.store import Column
 
 Kind = Literal["picture", "depth", "numbers", "words", "other"]
 BROAD = 256
@@ -34,6 +35,7 @@ class Field:
         per: one value per step, or per episode.
         stored: encoding, e.g. `jpeg`; empty if plain.
         names: of the dimensions, where the dataset gives them.
+        note: why it cannot be read, where it cannot.
     """
 
     key: str
@@ -43,6 +45,7 @@ class Field:
     per: Literal["step", "episode"]
     stored: str = ""
     names: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def width(self) -> int:
@@ -96,14 +99,15 @@ class RldsSource(RldsStore):
     def __init__(self, index: FrameIndex) -> None:
         super().__init__(index)
         self.name, self.version, self.format = index.name, index.version, "RLDS"
-        self.fields = tuple(map(_field, index.leaves.values()))
+        gone = (Field(k, "other", "", (), "step", note=why) for k, why in index.unread.items())
+        self.fields = (*(_field(k, leaf) for k, leaf in index.leaves.items()), *gone)
         self.fps: float | None = None
         self.robot: str | None = None
 
 
-def _field(leaf: Leaf) -> Field:
+def _field(key: str, leaf: Leaf) -> Field:
     return Field(
-        key=leaf.path,
+        key=key,
         kind=_kind(leaf),
         dtype="bytes" if leaf.dtype == object else str(leaf.dtype),
         shape=leaf.shape if not leaf.ragged else (*[-1] * leaf.ragged, *leaf.shape),
@@ -126,6 +130,37 @@ def _kind(leaf: Leaf) -> Kind:
     if leaf.dtype == np.uint8 and len(leaf.shape) == 3 and leaf.shape[-1] == 3:
         return "picture"
     return "numbers"
+
+
+class SourceFields:
+    """The features of a source, as a card is held against them.
+
+    A picture of the wrong kind passes: what it looks like shall be seen.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.label = source.name
+        self._known = {field.key: field for field in source.fields}
+
+    def check_column(self, key: str) -> Column:
+        """What a column holds; DatasetError unless it can be read."""
+        field = self._known.get(key)
+        if field is None:
+            raise no_feature(self.label, key, self._known)
+        if field.kind == "other":
+            why = field.note or f"{field.dtype} is not read here"
+            raise DatasetError(f"{self.label} has column {key!r}, but it cannot be read: {why}")
+        kind: Any = "picture" if field.kind == "depth" else field.kind
+        return Column(kind, field.shape, field.per)
+
+    def check_image(self, key: str, *, depth: bool) -> None:
+        """DatasetError unless it may be a picture."""
+        column = self.check_column(key)
+        if column.kind == "words" or (column.kind == "numbers" and len(column.shape) < 2):
+            raise DatasetError(
+                f"{key!r} of {self.label} holds {column.kind}, no picture per step; name another "
+                "column as camera"
+            )
 
 
 def read_numbers(source: Source, field: Field, episode: int) -> NDArray[np.float64]:

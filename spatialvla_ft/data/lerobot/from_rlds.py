@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.cards import raw_card
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
-from spatialvla_ft.data.errors import DatasetError, refuse_within
+from spatialvla_ft.data.errors import DatasetError, in_episode, refuse_within
 from spatialvla_ft.data.lerobot.draft import DEPTH_SCALE
 from spatialvla_ft.data.lerobot.info import Feature
 from spatialvla_ft.data.lerobot.mapping import Entry, Mapping, write_mapping
@@ -24,6 +24,8 @@ from spatialvla_ft.data.lerobot.units import to_units
 from spatialvla_ft.data.lerobot.video_writer import CODECS, DEPTH_CODEC, Codec
 from spatialvla_ft.data.lerobot.writer import LeRobotWriter
 from spatialvla_ft.data.rlds.index import FrameIndex
+from spatialvla_ft.data.rlds_store import RldsStore
+from spatialvla_ft.data.words import UTF8, read_words, text_of
 
 IMAGES = ("keep", *CODECS)
 COMPARED = 24
@@ -69,6 +71,11 @@ def to_lerobot(
         refuse_within(out, index.dataset_dir)
     report = Report()
     entries = plan(index, card, report)
+    raw = raw_card(card_file, card.name)
+    gone = [key for key in card.language.keys if key in report.left_out]
+    if gone:  # on the way back the first sentence is all there is
+        entries.append(Entry(gone[0], tuple(gone[0].split(".")), TASK, "task", "string", (), ""))
+        raw = {**raw, "language": {"kind": "string", "key": gone[0]}}
     features = _features(index, entries, images)
     codecs: dict[str, Codec] = {}
     for entry in entries:
@@ -81,13 +88,12 @@ def to_lerobot(
         out, fps=rate, features=features, codecs=codecs, robot_type=card.robot
     ) as writer:
         for episode, length in enumerate(index.episode_lengths.tolist()):
-            _convert_episode(index, entries, writer, episode, length, losses, images)
+            _convert_episode(index, card, entries, writer, episode, length, losses, images)
             report.episodes += 1
             report.steps += length
             if progress is not None:
                 progress(report.episodes)
         writer.close(index.splits)
-    raw = raw_card(card_file, card.name)
     write_mapping(out, Mapping(index.name, index.version, raw, tuple(entries)))
     (out / "card.yaml").write_text(
         yaml.safe_dump(
@@ -153,6 +159,7 @@ def _decode(data: bytes, entry: Entry) -> NDArray[Any]:
 
 def _convert_episode(
     index: FrameIndex,
+    card: Card,
     entries: list[Entry],
     writer: LeRobotWriter,
     episode: int,
@@ -164,8 +171,15 @@ def _convert_episode(
     pictures: dict[str, list[bytes]] = {}
     videos: dict[str, Iterator[NDArray[Any]]] = {}
     extra: dict[str, Any] = {}
-    tasks = [""] * length
+    with in_episode(index.name, episode):
+        store = RldsStore(index)
+        words = read_words(
+            card.language, store.trajectory(episode, card.language.keys), range(length)
+        )
+    tasks = [""] * length if words is None else words.first
     for entry in entries:
+        if entry.how == "task":
+            continue
         key = entry.lerobot
         if entry.how == "picture" and images == "keep":
             pictures[key] = [index.image_bytes(episode, t, entry.rlds) for t in range(length)]
@@ -173,12 +187,12 @@ def _convert_episode(
             videos[key] = _frames(index, entry, episode, length, losses.get(key))
         else:
             values = index.column(entry.rlds, episode)
-            if entry.how == "task":
-                tasks = [_text(value) for value in values]
-            elif entry.how == "text":
-                columns[key] = np.array([_text(value) for value in values], dtype=object)
+            where = f"{index.name}, episode {episode}: {entry.rlds!r}"
+            if entry.how == "text":
+                told = [text_of(v, f"{where} at step {t}", cure=UTF8) for t, v in enumerate(values)]
+                columns[key] = np.array(told, dtype=object)
             elif entry.how == "episode":
-                extra[key] = _plain(values)
+                extra[key] = _plain(values, where)
             elif entry.how == "intrinsics":
                 columns[key] = values.reshape(length, 9)[:, [0, 4, 2, 5]]
             elif entry.how == "extrinsics":
@@ -202,28 +216,22 @@ def _frames(
         yield picture if loss is None else to_units(picture, entry.scale or 1.0, loss)
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _plain(value: Any) -> Any:
+def _plain(value: Any, where: str) -> Any:
     """As Parquet can hold it."""
     if isinstance(value, bytes):
-        return value.decode()
+        return text_of(value, where, cure=UTF8)
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item, where) for item in value]
     array = np.asarray(value)
     if array.dtype == object:
-        return [_plain(item) for item in array.ravel().tolist()]
+        return [_plain(item, where) for item in array.ravel().tolist()]
     return array.tolist()
 
 
 def _translate(raw: dict[str, Any], card: Card, entries: list[Entry]) -> dict[str, Any]:
     """The card of the LeRobot dataset: the same, with the names of its pictures and calibration."""
     name_of = {entry.rlds: entry.lerobot for entry in entries}
-    found = {**raw, "language": {"kind": "string", "key": TASK}}
-    if card.language.kind != "string":
-        found["language"] = raw.get("language", {"kind": "none"})
+    found = {**raw, "language": _words_of(card, entries)}
     found["cameras"] = {slot: name_of[t.path] for slot, t in (card.cameras or {}).items()}
     kept = {slot: name_of[t.path] for slot, t in card.depth.items() if t.path in name_of}
     found |= {"depth": kept, "depth_scale": DEPTH_SCALE} if kept else {"depth": {}}
@@ -234,6 +242,18 @@ def _translate(raw: dict[str, Any], card: Card, entries: list[Entry]) -> dict[st
             for slot, source in (raw.get(field) or {}).items()
         }
     return found
+
+
+def _words_of(card: Card, entries: list[Entry]) -> dict[str, Any]:
+    """Where the words lie then: `task` holds the first sentence, further columns go along."""
+    if not card.language.keys:
+        return {"kind": "none"}
+    kept = {entry.rlds: entry.lerobot for entry in entries if entry.how == "text"}
+    more = [kept[key] for key in card.language.keys if key in kept]
+    if not more:
+        return {"kind": "string", "key": TASK}
+    several = {"several": card.language.several} if card.language.several else {}
+    return {"kind": "string", "key": [TASK, *more], **several}
 
 
 def _compare(index: FrameIndex, entries: list[Entry], out: Path, images: str) -> dict[str, str]:

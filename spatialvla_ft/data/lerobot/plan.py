@@ -35,6 +35,7 @@ def plan(index: FrameIndex, card: Card, report: Report) -> list[Entry]:
         if isinstance(source, str)
     }
     entries = []
+    report.left_out |= {path: f"it cannot be read: {why}" for path, why in index.unread.items()}
     for path, leaf in index.leaves.items():
         how, target = "column", path
         if leaf.level == "episode":
@@ -46,7 +47,7 @@ def plan(index: FrameIndex, card: Card, report: Report) -> list[Entry]:
             target = f"observation.images.{names.get(path) or _camera(path)}"
         elif path in calibration and _fits(index, leaf, calibration[path][0]):
             how, target = calibration[path]
-        elif path == card.language.key and card.language.kind == "string":
+        elif path in card.language.keys[:1] and card.language.kind == "string":
             how, target = "task", TASK
         elif leaf.kind == "bytes":
             how = "text"
@@ -98,7 +99,8 @@ def _obstacle(leaf: Leaf, how: str, card: Card) -> str | None:
     if leaf.kind != "image" and leaf.width < 0:
         return "its shape varies"
     if leaf.kind == "bytes" and leaf.shape and leaf.level == "step":
-        return "an array of text"
+        named = leaf.path in card.language.keys
+        return "an array of text" + (", of which `task` holds the first sentence" if named else "")
     if how == "depth" and card.depth_scale is None:
         return "the card has no depth_scale, so its unit is unknown"
     if how == "picture" and leaf.dtype != np.uint8:

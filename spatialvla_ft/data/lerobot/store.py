@@ -26,6 +26,7 @@ from spatialvla_ft.data.lerobot.rows import Rows
 from spatialvla_ft.data.lerobot.tasks import read_tasks, task_troubles
 from spatialvla_ft.data.lerobot.troubles import refuse
 from spatialvla_ft.data.lerobot.video import Decoders
+from spatialvla_ft.data.store import Column
 
 CACHED_EPISODES = 256
 TASK = "task"
@@ -143,16 +144,18 @@ class LeRobotStore:
             raise no_feature(self.name, key, self.info.features)
         return self.info.features[key]
 
-    def check_column(self, key: str) -> None:
-        """DatasetError unless `key` is a column that can be read."""
+    def check_column(self, key: str) -> Column:
+        """What a column holds; DatasetError unless `key` is one that can be read."""
         if key == TASK:
             _ = self.tasks
-            return
+            return Column("words", ())
         feature = self.feature(key)
         if feature.is_picture:
             raise DatasetError(f"{key!r} of {self.name} is a picture, not a column")
         if feature.obstacle is not None:
             raise DatasetError(f"{key!r} of {self.name} cannot be read: {feature.obstacle}")
+        shape = () if feature.shape == (1,) else feature.shape
+        return Column("words" if feature.dtype == "string" else "numbers", shape)
 
     def check_image(self, key: str, *, depth: bool) -> None:
         """DatasetError unless `key` is a picture of the kind asked for; depth may be numbers."""

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 import pyarrow as pa
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.rlds.freshness import FORMAT_VERSION
+from spatialvla_ft.data.rlds.features import Unread
+from spatialvla_ft.data.rlds.freshness import FORMAT_VERSION, WITHOUT_COLUMNS
 from spatialvla_ft.data.rlds.info import (
     feature_hash,
     read_dataset_info,
@@ -60,6 +61,7 @@ def write_index(
     *,
     verify_crc: bool,
     skip: bool = False,
+    skip_columns: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
     kept: Kept | None = None,
@@ -71,11 +73,13 @@ def write_index(
         out: directory of the index; replaced if it is there.
         verify_crc: check the CRC of every record.
         skip: leave bad records out, count them and say so, rather than raise.
+        skip_columns: leave columns out that cannot be read, and say so, rather than raise.
         workers: shards at once; None for what suits the machine.
         progress: told of the bytes scanned.
         kept: an index whose rows are taken over where its shards are unchanged.
     """
-    leaves = read_features(store)
+    unread: list[Unread] = []
+    leaves = read_features(store, unread=unread if skip_columns else None)
     info = read_dataset_info(store)
     shards = shard_table(store, info)
     try:
@@ -98,6 +102,7 @@ def write_index(
                 stem=str(scratch.resolve() / f"part-{i:05d}"),
                 verify_crc=verify_crc,
                 skip=skip,
+                skip_columns=skip_columns,
             )
             for i in numbers
         ]
@@ -128,7 +133,7 @@ def write_index(
             said = f"; the first of {len(reasons)} errors: {reasons[0]}" if reasons else ""
             raise DatasetError(f"{store.url} has no episodes, so there is nothing to index{said}")
         meta = {
-            "format_version": FORMAT_VERSION,
+            "format_version": WITHOUT_COLUMNS if _lacks_columns(shards) else FORMAT_VERSION,
             "dataset": info.name,
             "version": info.version,
             "file_format": info.file_format,
@@ -145,6 +150,17 @@ def write_index(
         _replace(scratch, out)
         if text := incomplete(meta):
             logger.warning("%s", text)
+        gone = unread_columns(meta, unread)
+        keys = sorted({key for shard in shards for key in shard.get("unknown", [])})
+        wires = tuple(one.wire for one in unread)
+        gone |= {
+            key: f"{key!r} is not in features.json" for key in keys if not key.startswith(wires)
+        }
+        if gone:
+            logger.warning(
+                "%s: %d columns are left out, and a card that names one is refused: %s",
+                info.name, len(gone), "; ".join(gone.values()),
+            )  # fmt: skip
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -174,6 +190,31 @@ def lost(shard: dict[str, Any]) -> list[tuple[int, str]]:
     """(byte or record number, reason) of everything that was left out of a shard."""
     found = [tuple(entry) for entry in shard.get("bad", [])]
     return found + ([tuple(shard["broken"])] if shard.get("broken") else [])
+
+
+def _lacks_columns(shards: list[dict[str, Any]]) -> bool:
+    return any(shard.get("columns") for shard in shards)
+
+
+def unread_columns(meta: dict[str, Any], unread: Iterable[Unread]) -> dict[str, str]:
+    """{path: why} of all columns that an index leaves out.
+
+    Args:
+        meta: of the index.
+        unread: the features that are not supported at all.
+    """
+    found = {one.path: one.reason for one in unread}
+    counts: dict[str, int] = {}
+    first_episode = 0
+    for shard in meta["shards"]:
+        for path, (count, first, reason) in shard.get("columns", {}).items():
+            counts[path] = counts.get(path, 0) + count
+            found.setdefault(path, f"episode {first_episode + first}: {reason}")
+        first_episode += shard["episodes"]
+    told = {path: f"{path!r}: {why}" for path, why in found.items()}
+    for path, count in counts.items():
+        told[path] += f"; so in {count} of {meta['num_episodes']} episodes"
+    return told
 
 
 def incomplete(meta: dict[str, Any]) -> str:
@@ -216,6 +257,10 @@ def _join(
                 shard["bad"] = report.bad
             if report.broken:
                 shard["broken"] = report.broken
+            if report.columns:
+                shard["columns"] = report.columns
+            if report.unknown:
+                shard["unknown"] = report.unknown
             stem = f"part-{number:05d}"
             parts = [scratch / f"{stem}.{name}" for name in (STEPS, EPISODES)]
             sources: list[Any] = [
@@ -270,7 +315,8 @@ class _Before:
         """Tables, (batches, first batch) in each, and what meta.json says of a shard's rows."""
         old = self._kept.shards[number]
         entry = self._kept.meta["shards"][old]
-        names = ("steps", "episodes", "step_batches", "episode_batches", "bad", "broken")
+        counts = ("steps", "episodes", "step_batches", "episode_batches")
+        names = (*counts, "bad", "broken", "columns", "unknown")
         step, episode = self._starts[old]
         ranges = [(entry["step_batches"], step), (entry["episode_batches"], episode)]
         return self._tables, ranges, {name: entry[name] for name in names if name in entry}

@@ -53,6 +53,10 @@ class Column:
         self._shapes: list[NDArray[np.int64]] = []
         self._present: list[bool] = []
 
+    def is_in(self, features: Features) -> bool:
+        """Whether a record has all keys of the leaf, or may lack them."""
+        return self.leaf.optional or all(k in features for k in self.leaf.wire_keys().values())
+
     def count_steps(self, features: Features) -> int | None:
         """Number of steps of a record as told by a step leaf; None if this leaf cannot tell."""
         value = features[self._rows[0] if self._rows else self._value]
@@ -135,6 +139,23 @@ class Column:
             self.size += size
 
         return store
+
+    def blank(self, rows: int) -> Features:
+        """A record's values in the place of those that cannot be read; nobody reads them."""
+        at_step = self.leaf.level == "step"
+        count = 0 if self.leaf.ragged else rows
+        found: Features = dict.fromkeys(self._rows)
+        if self._rows and at_step:
+            found[self._rows[0]] = np.zeros(rows, np.int64)
+        width = max(self._width, 0)
+        zeros = np.zeros(count * width, np.int64)
+        if self._shape is not None:
+            found[self._shape] = np.zeros(count * len(self.leaf.shape), np.int64)
+        if self._strings or self.leaf.kind == "image":
+            return found | {self._value: ByteStrings(zeros, zeros)}
+        return found | {
+            self._value: zeros if self.leaf.dtype.kind in "iub" else zeros.astype(np.float32)
+        }
 
     def _absent(self) -> Features:
         """What stands in the place of an optional value that an episode lacks."""

@@ -152,8 +152,33 @@ def _plain(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def parse_features(root: dict[str, Any], source: str = "features.json") -> tuple[Leaf, ...]:
+@dataclass(frozen=True)
+class Unread:
+    """A feature that cannot be indexed.
+
+    Attributes:
+        path, wire, level: as those of a `Leaf`.
+        reason: why, with the cure.
+    """
+
+    path: str
+    wire: str
+    level: Literal["step", "episode"]
+    reason: str
+
+
+def parse_features(
+    root: dict[str, Any],
+    source: str = "features.json",
+    *,
+    unread: list[Unread] | None = None,
+) -> tuple[Leaf, ...]:
     """The leaves of a parsed `features.json`, steps first.
+
+    Args:
+        root: the parsed file.
+        source: its name, for messages.
+        unread: takes the features that are not supported; without it they are an error.
 
     Raises:
         DatasetError: a feature class or dtype is not supported, or there is no `steps` sequence.
@@ -170,19 +195,27 @@ def parse_features(root: dict[str, Any], source: str = "features.json") -> tuple
         if "sequence" in node:
             walk(node["sequence"]["feature"], keys, ragged + (keys != (STEPS,)))
             return
+        in_steps = keys[:1] == (STEPS,)
+        path, wire = ".".join(keys[1:] if in_steps else keys), "/".join(keys)
+        level: Literal["step", "episode"] = "step" if in_steps else "episode"
+        try:
+            leaves.append(leaf_of(node, path, wire, level, ragged, where))
+        except DatasetError as error:
+            if unread is None:
+                raise
+            unread.append(Unread(path, wire, level, str(error)))
+
+    def leaf_of(
+        node: dict[str, Any],
+        path: str,
+        wire: str,
+        level: Literal["step", "episode"],
+        ragged: int,
+        where: str,
+    ) -> Leaf:
         kind, dtype, shape, encoding = _value(node, where)
-        in_steps = keys[0] == STEPS
-        leaf = Leaf(
-            path=".".join(keys[1:] if in_steps else keys),
-            wire="/".join(keys),
-            level="step" if in_steps else "episode",
-            kind=kind,
-            dtype=dtype,
-            shape=shape,
-            encoding=encoding,
-            ragged=ragged,
-            optional=bool(node.get("tensor", {}).get("optional")),
-        )
+        optional = bool(node.get("tensor", {}).get("optional"))
+        leaf = Leaf(path, wire, level, kind, dtype, shape, encoding, ragged, optional)
         if leaf.kind != "image" and leaf.width == 0:
             raise DatasetError(f"{where}: shape {shape} holds nothing; remove the feature")
         if leaf.kind != "image" and leaf.width < 0 and not leaf.encoded and ragged:
@@ -190,7 +223,7 @@ def parse_features(root: dict[str, Any], source: str = "features.json") -> tuple
                 f"{where}: a shape {shape} that varies inside a sequence cannot be indexed; store "
                 "it with encoding='zlib'"
             )
-        leaves.append(leaf)
+        return leaf
 
     walk(root, (), 0)
     steps = root.get("featuresDict", {}).get("features", {}).get(STEPS, {})

@@ -8,6 +8,8 @@ from typing import Any
 from spatialvla_ft.data.errors import DatasetError
 
 FORMAT_VERSION = 2
+WITHOUT_COLUMNS = 3
+"""Format of an index that leaves columns out, which a program that does not know it must refuse."""
 
 
 def _place(shard: dict[str, Any]) -> tuple[str, int]:
@@ -46,7 +48,7 @@ def kept_shards(
             is gone, or features.json has changed.
     """
     version = meta.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, WITHOUT_COLUMNS):
         raise DatasetError(
             f"stale index: format version {version}, this program writes {FORMAT_VERSION}; {cure}"
         )

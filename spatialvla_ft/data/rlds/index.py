@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from spatialvla_ft.data.errors import DatasetError, no_feature
 from spatialvla_ft.data.rlds import build
 from spatialvla_ft.data.rlds import columns as col
 from spatialvla_ft.data.rlds.array_record import RecordCache
-from spatialvla_ft.data.rlds.features import Leaf
+from spatialvla_ft.data.rlds.features import Leaf, Unread
 from spatialvla_ft.data.rlds.freshness import kept_shards
 from spatialvla_ft.data.rlds.info import (
     feature_hash,
@@ -44,6 +45,7 @@ def build_index(
     progress: build.Progress | None = None,
     workers: int | None = None,
     on_bad_record: Literal["fail", "skip"] = "fail",
+    on_bad_column: Literal["fail", "skip"] = "fail",
     cache_bytes: int = 0,
 ) -> FrameIndex:
     """Index an RLDS dataset, or open its index if there is a fresh one.
@@ -62,6 +64,9 @@ def build_index(
         workers: shards to scan at once; as many as the machine has cores if not given.
         on_bad_record: `skip` leaves damaged records out, says at the end how many, and notes them
             in the index; opening the dataset warns from then on.
+        on_bad_column: `skip` leaves out columns that are of no supported kind, or that a record
+            has not as features.json says; what reads one is refused from then on, with the reason.
+            Opening a dataset indexes it so.
         cache_bytes: of a URL, memory for blocks around the frames that were read.
 
     Raises:
@@ -70,6 +75,8 @@ def build_index(
     """
     if on_bad_record not in ("fail", "skip"):
         raise DatasetError(f"on_bad_record must be 'fail' or 'skip', got {on_bad_record!r}")
+    if on_bad_column not in ("fail", "skip"):
+        raise DatasetError(f"on_bad_column must be 'fail' or 'skip', got {on_bad_column!r}")
     store = open_store(dataset_dir, cache_bytes=cache_bytes)
     place = Path(out) if out is not None else default_place(store)
     if place.is_file() or (
@@ -92,6 +99,7 @@ def build_index(
         place,
         verify_crc=verify_crc,
         skip=on_bad_record == "skip",
+        skip_columns=on_bad_column == "skip",
         workers=workers,
         progress=progress,
         kept=kept,
@@ -117,7 +125,8 @@ class FrameIndex:
 
     Episodes are numbered over all splits, `train` first; `splits` gives the range of each. Keys
     are dotted below a step (`observation.image`); the record's own names
-    (`steps/observation/image`) are understood too.
+    (`steps/observation/image`) are understood too. A feature of the episode that is called as one
+    of its steps has `episode/` in front. `unread` holds the columns that are left out, with why.
 
     Args:
         path: directory of the index.
@@ -166,7 +175,14 @@ class FrameIndex:
         for split, count in meta["splits"].items():
             self.splits[split] = range(start, start + count)
             start += count
-        self.leaves: dict[str, Leaf] = {leaf.path: leaf for leaf in read_features(self.store)}
+        unsupported: list[Unread] = []
+        leaves = read_features(self.store, unread=unsupported)
+        self.unread: dict[str, str] = build.unread_columns(meta, unsupported)
+        self.leaves: dict[str, Leaf] = {}
+        for leaf in leaves:  # steps first
+            if leaf.path not in self.unread:
+                key = leaf.path if leaf.path not in self.leaves else f"episode/{leaf.path}"
+                self.leaves[key] = leaf
         self._pid = -1
 
     @property
@@ -241,6 +257,11 @@ class FrameIndex:
         """`shard`, `offset`, `first_step` or `num_steps` of an episode, from the mapped file."""
         return self._episodes.number(episode, f"@{what}")
 
+    def num_steps_of(self, episode: int) -> int:
+        """Steps of an episode."""
+        self._check_episode(episode)
+        return self._of(episode, "num_steps")
+
     def leaf(self, key: str) -> Leaf:
         """The feature called `key`; DatasetError with the names there are."""
         leaf = self.leaves.get(key)
@@ -252,9 +273,20 @@ class FrameIndex:
                 if key == leaf.wire or wire == leaf.wire.removeprefix("steps/")
             ]
             if not found:
+                self._refuse_unread(key)
                 raise no_feature(self.name, key, self.leaves)
             leaf = found[0]
         return leaf
+
+    def _refuse_unread(self, key: str) -> None:
+        """DatasetError if `key` is a column that was left out."""
+        dotted = key.removeprefix("steps/").replace("/", ".")
+        reason = self.unread.get(key) or self.unread.get(dotted)
+        if reason is not None:
+            raise DatasetError(
+                f"{self.name} has column {key!r}, but it cannot be read: {reason}. Name another "
+                "one, or fetch the dataset again"
+            )
 
     @property
     def image_keys(self) -> tuple[str, ...]:
@@ -334,7 +366,13 @@ class FrameIndex:
             at = batch.schema.get_field_index(name)
             if at >= 0:
                 columns[name] = batch.column(at).slice(local, count)
-        return from_arrow(leaf, columns)
+        try:
+            return from_arrow(leaf, columns)
+        except (ValueError, zlib.error) as error:  # what an encoded tensor holds shows only now
+            raise DatasetError(
+                f"{self.name}: {leaf.path!r} is damaged, {error}; fetch the shard again, or leave "
+                "the episode out"
+            ) from None
 
     def trajectory(
         self, episode: int, keys: tuple[str, ...] | None = None, steps: range | None = None

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.rlds.features import Leaf, parse_features
+from spatialvla_ft.data.rlds.features import Leaf, Unread, parse_features
 from spatialvla_ft.data.rlds.store import Store
+from spatialvla_ft.near import near_path
 
 FORMATS = ("tfrecord", "array_record")
 
@@ -35,9 +36,10 @@ class DatasetInfo:
     """What its makers wrote as redistribution licence."""
 
 
-def read_features(store: Store) -> tuple[Leaf, ...]:
-    """Leaves of the dataset; DatasetError if it is not an RLDS dataset."""
-    return parse_features(_read_json(store, "features.json"), store.path("features.json"))
+def read_features(store: Store, *, unread: list[Unread] | None = None) -> tuple[Leaf, ...]:
+    """Leaves of the dataset; DatasetError if it is not an RLDS dataset, see `parse_features`."""
+    root = _read_json(store, "features.json")
+    return parse_features(root, store.path("features.json"), unread=unread)
 
 
 def feature_hash(store: Store) -> str:
@@ -110,6 +112,7 @@ def _read_json(store: Store, name: str) -> dict[str, Any]:
         raise DatasetError(
             f"{path} is missing; give the version directory of an RLDS dataset, the one with "
             "features.json and dataset_info.json, e.g. bridge_orig/1.0.0"
+            + (near_path(store.url) if store.local else "")
         ) from None
     except PermissionError:
         raise DatasetError(f"{path} may not be read; ask its owner for access") from None

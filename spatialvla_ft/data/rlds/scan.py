@@ -6,6 +6,7 @@ and gives a `Report`, both of which are plain values.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Task:
         stem: where to write: `<stem>.steps.arrow` and `<stem>.episodes.arrow`.
         verify_crc: check every record's CRC.
         skip: leave bad records out and report them, rather than raise.
+        skip_columns: leave columns out that some record has not as features.json says.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Task:
     stem: str
     verify_crc: bool
     skip: bool
+    skip_columns: bool = False
 
 
 @dataclass
@@ -66,6 +69,9 @@ class Report:
         step_batches, episode_batches: record batches written.
         bad: (byte or record number, reason) of every record that was left out.
         broken: (byte, reason) where the rest of the shard was given up, or None.
+        columns: of those that cannot be read, {path: (episodes, the first of them, reason)};
+            episodes are counted from 0 in this shard.
+        unknown: keys of records that are not in features.json.
     """
 
     steps: int = 0
@@ -74,6 +80,8 @@ class Report:
     episode_batches: int = 0
     bad: list[tuple[int, str]] = field(default_factory=list)
     broken: tuple[int, str] | None = None
+    columns: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
 
 
 def scan_shard(
@@ -94,7 +102,7 @@ def scan_shard(
 
     steps = _Part(f"{task.stem}.steps.arrow", [x for x in leaves if x.level == "step"])
     episodes = _Part(f"{task.stem}.episodes.arrow", [x for x in leaves if x.level != "step"])
-    shard = _Shard(steps, episodes)
+    shard = _Shard(steps, episodes, report if task.skip_columns else None)
     position = told = 0
     on_bad = bad if task.skip else None
     try:
@@ -163,10 +171,15 @@ def _records(
 
 
 class _Shard:
-    """Adds records to the two tables, each whole or not at all."""
+    """Adds records to the two tables, each whole or not at all.
 
-    def __init__(self, steps: _Part, episodes: _Part) -> None:
-        self._steps, self._episodes = steps, episodes
+    Args:
+        steps, episodes: the tables.
+        report: takes the columns that cannot be read; without it they are errors.
+    """
+
+    def __init__(self, steps: _Part, episodes: _Part, report: Report | None = None) -> None:
+        self._steps, self._episodes, self._report = steps, episodes, report
         columns = steps.columns + episodes.columns
         self._known = {k for c in columns for k in c.leaf.wire_keys().values()}
         optional = [c.leaf for c in episodes.columns if c.leaf.optional]
@@ -181,11 +194,14 @@ class _Shard:
         if features.keys() != self._known:
             extra = sorted(features.keys() - self._known)
             missing = sorted(self._known - features.keys() - self._optional)
-            if extra or missing:
+            if (extra or missing) and self._report is None:
                 raise DatasetError(
                     f"the record and features.json disagree: not in features.json {extra}, not in "
                     f"the record {missing}; fetch features.json and the shards of one version"
                 )
+        if self._report is not None:
+            self._add_readable(position, base, data, size, features, self._report)
+            return
         takes: list[Take] = []
         column = (self._steps.columns or self._episodes.columns)[0]
         try:
@@ -198,11 +214,75 @@ class _Shard:
                 f"feature {column.leaf.wire!r}: {error}; fetch features.json and the shards of one "
                 "version"
             ) from None
+        self._take(takes, position, size, length)
+
+    def _take(self, takes: list[Take], position: int, size: int, length: int) -> None:
         for take in takes:
             take()
         self._episodes.own.append((0, position, size, self._steps.rows, length))
         self._steps.advance(length)
         self._episodes.advance(1)
+
+    def _add_readable(
+        self, position: int, base: int, data: Buffer, size: int, features: Features, report: Report
+    ) -> None:
+        """Add the columns of a record that are as features.json says, and note the others."""
+        length, reasons = self._agreed_length(features)
+        takes: list[Take] = []
+        for table, rows in ((self._steps, length), (self._episodes, 1)):
+            for column in table.columns:
+                path = column.leaf.path
+                try:
+                    if path in reasons:
+                        raise DatasetError(reasons[path])
+                    takes.append(column.check(features, rows, data, base))
+                except DatasetError as error:
+                    count, first, reason = report.columns.get(
+                        path, (0, self._episodes.rows, str(error))
+                    )
+                    report.columns[path] = (count + 1, first, reason)
+                    takes.append(column.check(column.blank(rows), rows, data, base))
+        report.unknown = sorted({*report.unknown, *(features.keys() - self._known)})
+        self._take(takes, position, size, length)
+
+    def _agreed_length(self, features: Features) -> tuple[int, dict[str, str]]:
+        """Number of steps that most columns have, and {path: why not} of those that have not.
+
+        Raises:
+            DatasetError: as many columns say another number.
+        """
+        counts: dict[str, int] = {}
+        reasons: dict[str, str] = {}
+        for column in self._steps.columns + self._episodes.columns:
+            path = column.leaf.path
+            if not column.is_in(features):
+                reasons[path] = "the record lacks it"
+            elif column.leaf.level == "step":
+                try:
+                    found = column.count_steps(features)
+                except DatasetError as error:
+                    reasons[path] = str(error)
+                else:
+                    counts |= {} if found is None else {path: found}
+        votes = Counter(counts.values()).most_common(2)
+        if not votes:
+            raise DatasetError(
+                "no column of the steps tells how many there are; fetch features.json and the "
+                "shards of one version"
+            )
+        if len(votes) > 1 and votes[0][1] == votes[1][1]:
+            a, b = (next(path for path, n in counts.items() if n == vote) for vote, _ in votes)
+            raise DatasetError(
+                f"{counts[b]} steps in {b!r}, {counts[a]} in {a!r}, and as many columns say the "
+                "one as the other; fetch features.json and the shards of one version"
+            )
+        length = votes[0][0]
+        reasons |= {
+            path: f"it has {found} steps, others {length}"
+            for path, found in counts.items()
+            if found != length
+        }
+        return length, reasons
 
     def _length(self, features: Features) -> int:
         """Number of steps, on which all features must agree."""

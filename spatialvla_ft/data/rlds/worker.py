@@ -118,7 +118,7 @@ class ScanProcess:
 def main(folder: Path) -> None:
     """Scan shards until standard input ends."""
     store = LocalStore(folder)
-    leaves = read_features(store)
+    leaves = read_features(store, unread=[])
 
     def say(kind: str, value: Any) -> None:
         sys.stdout.write(json.dumps([kind, value]) + "\n")
