@@ -203,7 +203,8 @@ def _run(facts: CardFacts) -> str:
         ]
         needs = (
             "Needs spatialvla-ft and the base: an adapter is no whole model. Where the base lies "
-            "elsewhere, change `base` in `base.json`; its fingerprint is checked."
+            "elsewhere, add `base=FOLDER`, or `--base FOLDER` to commands; its fingerprint is "
+            "checked."
         )
     else:
         load = [
