@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .released import asked_hub, hub_reason, refuse_no_place
+from .released import asked_hub, hub_reason, refuse_out_of_reach
 
 BASE_FILE = "base.json"
 FROM_HERE = "base_from_here"
@@ -57,7 +57,7 @@ def find_base(folder: Path, *, given: str | None = None) -> str:
     """
     if given is not None:
         try:
-            refuse_no_place(given)
+            refuse_out_of_reach(given)
         except ValueError as error:
             raise ValueError(f"--base {error}") from error
         return given

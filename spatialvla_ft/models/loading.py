@@ -109,8 +109,8 @@ class CheckpointLoading(PreTrainedModel):
         Raises:
             ValueError: weights are missing, unknown, of another shape, or cannot be read.
         """
+        refuse_no_place(pretrained_model_name_or_path)
         hub = {k: kwargs[k] for k in HUB_KWARGS if k in kwargs}
-        refuse_no_place(pretrained_model_name_or_path, **hub)
         refuse_kernel(text_kernel(kwargs.get("attn_implementation")))
         if isinstance(kwargs.get("attn_implementation"), str):
             kwargs["attn_implementation"] = {"text_config": kwargs["attn_implementation"]}

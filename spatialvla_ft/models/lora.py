@@ -27,6 +27,7 @@ from .dtypes import cast_weights
 from .lora_targets import TARGETS
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
+from .released import refuse_out_of_reach
 from .resize import set_action_rows
 from .small import ordered_table
 from .stored import read_stored
@@ -243,6 +244,7 @@ def load_policy_model(
         BlindModelError: it does not, or weights were missing and would be random.
         ValueError: an adapter's base is missing or another, or a whole checkpoint is given one.
     """
+    refuse_out_of_reach(path)
     processor = SpatialVLAProcessor.from_pretrained(path)
     if is_adapter(path):
         model = load_with_adapter(Path(path), base=base, dtype=dtype).get_base_model()

@@ -38,7 +38,7 @@ def read_json(source: str | Path, name: str, **hub: Any) -> dict[str, Any] | Non
 
     ValueError where that cannot be said: no such place, no access, or a Hub out of reach.
     """
-    refuse_no_place(source, **hub)
+    refuse_no_place(source)
     if Path(source).is_dir():
         path = Path(source) / hub.get("subfolder", "") / name
         if not path.is_file():
@@ -55,33 +55,36 @@ def read_json(source: str | Path, name: str, **hub: Any) -> dict[str, Any] | Non
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def refuse_no_place(source: str | Path, **hub: Any) -> None:
-    """ValueError for what is neither a folder nor in reach as a Hub repository.
-
-    Said at once: the Hub's client itself tries for half a minute to reach what may be no more than
-    a misspelt folder.
-    """
+def refuse_no_place(source: str | Path) -> None:
+    """ValueError for what is neither a folder nor the form of a Hub repository's name."""
     name = str(source)
-    if Path(source).is_dir():
-        return
-    if name.count("/") > 1 or name.startswith(("/", ".", "~")):
+    if not Path(source).is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
         raise ValueError(
             f"{source} is no folder; give a checkpoint folder, or OWNER/NAME on the Hub"
             + near_path(source)
         )
-    if hub.get("local_files_only"):
+
+
+def refuse_out_of_reach(source: str | Path) -> None:
+    """ValueError for what is neither a folder nor a repository of a Hub that answers.
+
+    Said at once: the Hub's own client tries for half a minute to reach what may be no more than a
+    misspelt folder. What the Hub answers is not judged here; that shows when a file is asked for.
+    """
+    refuse_no_place(source)
+    if Path(source).is_dir():
         return
-    error = asked_hub(name, hub.get("cache_dir"))
+    error = asked_hub(str(source))
     if error is not None and not isinstance(error, ANSWERS):
         raise ValueError(f"{source}: {_unreached('it')} ({error})") from error
 
 
-def asked_hub(name: str, cache_dir: str | Path | None = None) -> Exception | None:
+def asked_hub(name: str) -> Exception | None:
     """What goes wrong when the Hub is asked once, briefly, for a repository; None if nothing does.
 
     A repository whose config.json is in the cache is not asked for.
     """
-    if isinstance(try_to_load_from_cache(name, "config.json", cache_dir=cache_dir), str):
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return None
     try:
         HfApi().model_info(name, timeout=HUB_SECONDS)

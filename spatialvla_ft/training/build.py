@@ -23,7 +23,7 @@ from ..models.lora import adapt_to_grid, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..models.released import refuse_no_place
+from ..models.released import refuse_out_of_reach
 from ..models.small import small_model, small_processor
 from ..near import near_path
 from .action_ranges import run_proprio, run_statistics
@@ -122,7 +122,7 @@ def chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:
                 f"Hub{near_path(base)}"
             )
         try:
-            refuse_no_place(base)
+            refuse_out_of_reach(base)
         except ValueError as error:
             raise RecipeError(f"model.base {error}") from error
     if recipe.model.new is not None:

@@ -81,10 +81,10 @@ class Job:
                 + near_path(self.card_file)
             )
         if self.base.count("/") == 1 and not Path(self.base).exists():
-            from spatialvla_ft.models.released import refuse_no_place
+            from spatialvla_ft.models.released import refuse_out_of_reach
 
             try:
-                refuse_no_place(self.base)  # whether it has one shows when it is fetched
+                refuse_out_of_reach(self.base)  # whether it has one shows when it is fetched
             except ValueError as error:
                 raise ValueError(f"--base {error}") from error
             return
