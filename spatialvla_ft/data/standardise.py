@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from spatialvla_ft.actions.spaces import RawActions
 from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.card_action import Group
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.poses import pose_difference, pose_matrices
 from spatialvla_ft.data.terms import Term
@@ -85,7 +86,8 @@ def standardise(card: Card, trajectory: Mapping[str, Any]) -> Standardised:
     columns |= {key: [text] * count for key, text in spoken.items()}
     width = None if card.action.joints is not None else card.action_space.dim
     steps = range(first, first + count)
-    return _apply(card, lambda term: term.evaluate(columns, count), columns, steps, width)
+    groups = card.action.groups
+    return _apply(card, groups, lambda term: term.evaluate(columns, count), columns, steps, width)
 
 
 Read = Callable[[tuple[str, ...], range | None], Mapping[str, Any]]
@@ -104,6 +106,7 @@ class RowsOfCard:
 
     def __init__(self, card: Card) -> None:
         self.card = card
+        self._groups = card.action.groups
         terms = _terms(card)
         self._whole = _keys(term for term in terms if term.looks_along)
         self._part = tuple(key for key in wanted_keys(card) if key not in self._whole)
@@ -130,7 +133,7 @@ class RowsOfCard:
                 return term.evaluate(whole, len(whole[term.path]))[start:stop]
             return term.evaluate(columns, len(steps))
 
-        return _apply(self.card, evaluate, columns, steps, self._width)
+        return _apply(self.card, self._groups, evaluate, columns, steps, self._width)
 
 
 def _terms(card: Card) -> list[Term]:
@@ -145,6 +148,7 @@ def _keys(terms: Iterable[Term]) -> tuple[str, ...]:
 
 def _apply(
     card: Card,
+    groups: list[Group],
     evaluate: Callable[[Term], NDArray[Any]],
     columns: Mapping[str, Any],
     steps: range,
@@ -154,26 +158,23 @@ def _apply(
 
     Args:
         card: how to read the dataset.
+        groups: of its action.
         evaluate: a term to its values at the steps.
         columns: with the words at the steps.
         steps: numbers of the steps.
         width: of the action; None where the dataset decides it.
     """
-    groups = card.action.groups
-    try:
-        joined = [_join(card, f"action.{group.name}", group.terms, evaluate) for group in groups]
-    except DatasetError as error:
-        total = _given_in_all(card, columns)
-        wrong = "" if total is None else wrong_total(card, total)
-        raise DatasetError(f"{error}; {wrong}" if wrong else str(error)) from None
-    action = np.concatenate(joined, axis=1)
+    parts = _parts_of_action(card, groups, evaluate, columns)
+    action = _side_by_side(card, "action", card.action.terms, [x for part in parts for x in part])
     if width is not None and not len(action):
         action = np.empty((0, width), np.float32)
     elif width is not None and action.shape[1] != width:
         raise DatasetError(f"card {card.name!r}: {wrong_total(card, action.shape[1])}")
-    for group, part in zip(groups, joined, strict=True):
-        if len(part) and group.width not in (None, part.shape[1]):
-            raise DatasetError(wrong_width(card, *group, found=part.shape[1]))
+    if len(action):
+        for group, part in zip(groups, parts, strict=True):
+            found = sum(values.shape[1] for values in part)
+            if group.width not in (None, found):
+                raise DatasetError(wrong_width(card, *group, found=found))
     proprio = None
     if card.proprio:
         proprio = _join(card, "proprio", card.proprio.terms, evaluate)
@@ -216,13 +217,48 @@ def take_rows(found: Standardised, keep: Bool[np.ndarray, " T"]) -> Standardised
     )
 
 
+def _parts_of_action(
+    card: Card,
+    groups: list[Group],
+    evaluate: Callable[[Term], NDArray[Any]],
+    columns: Mapping[str, Any],
+) -> list[list[NDArray[np.float32]]]:
+    """The values of the terms of each group."""
+    try:
+        return [
+            [_evaluate(card, f"action.{group.name}", term, evaluate) for term in group.terms]
+            for group in groups
+        ]
+    except DatasetError as error:
+        total = _given_in_all(card, columns)
+        wrong = "" if total is None else wrong_total(card, total)
+        raise DatasetError(f"{error}; {wrong}" if wrong else str(error)) from None
+
+
+def _evaluate(
+    card: Card, what: str, term: Term, evaluate: Callable[[Term], NDArray[Any]]
+) -> NDArray[np.float32]:
+    try:
+        return evaluate(term).astype(np.float32)
+    except (ValueError, IndexError, TypeError, zlib.error) as error:
+        raise DatasetError(f"card {card.name!r}, {what}: {error}") from None
+
+
 def _join(
     card: Card, what: str, terms: list[Term], evaluate: Callable[[Term], NDArray[Any]]
 ) -> Float32[np.ndarray, "T n"]:
     """Terms side by side."""
+    return _side_by_side(
+        card, what, terms, [_evaluate(card, what, term, evaluate) for term in terms]
+    )
+
+
+def _side_by_side(
+    card: Card, what: str, terms: list[Term], parts: list[NDArray[np.float32]]
+) -> Float32[np.ndarray, "T n"]:
     try:
-        found = np.concatenate([evaluate(term).astype(np.float32) for term in terms], axis=-1)
-    except (ValueError, IndexError, TypeError, zlib.error) as error:
+        found = np.concatenate(parts, axis=-1)
+    except ValueError as error:
         raise DatasetError(f"card {card.name!r}, {what}: {error}") from None
     if found.ndim != 2:
         raise DatasetError(

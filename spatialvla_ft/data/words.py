@@ -53,12 +53,10 @@ def read_words(language: Language, columns: Mapping[str, Any], steps: range) -> 
         return None
     parts = [_rows(language, key, columns[key], steps) for key in language.keys]
     rows = parts[0] if len(parts) == 1 else [sum(row, ()) for row in zip(*parts, strict=True)]
-    first = [next(filter(None, row), "") for row in rows]
-    if language.several != "drawn":
-        return Words(first, None)
-    kept: dict[tuple[str, ...], tuple[str, ...]] = {}
-    said = [tuple(filter(None, row)) for row in rows]
-    return Words(first, [kept.setdefault(row, row) for row in said])
+    said = {row: tuple(filter(None, row)) for row in set(rows)}  # mostly one for all steps
+    firsts = {row: sentences[0] if sentences else "" for row, sentences in said.items()}
+    first = [firsts[row] for row in rows]
+    return Words(first, [said[row] for row in rows] if language.several == "drawn" else None)
 
 
 def draw_words(sample: Sample, slot: int, seed: int) -> Sample:
@@ -111,17 +109,16 @@ def _several(key: str, found: str) -> str:
 
 def _rows(language: Language, key: str, values: Any, steps: range) -> list[tuple[str, ...]]:
     """The sentences of each step, empty ones among them; equal ones are one object."""
-    known: dict[Any, tuple[str, ...]] = {}
-    found = []
-    for value, step in zip(values, steps, strict=True):
-        plain = isinstance(value, bytes | str)
-        row = known.get(value) if plain else None
-        if row is None:
-            row = tuple(_sentences(language, key, value, step))
-            if plain:
-                known[value] = row
-        found.append(row)
-    return found
+    if language.kind != "utf8_codepoints":
+        values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        if all(type(value) in (bytes, str) for value in values):
+            places = dict(zip(values[::-1], steps[::-1], strict=True))
+            known = {v: (_text(language, key, v, step),) for v, step in places.items()}
+            return [known[value] for value in values]
+    return [
+        tuple(_sentences(language, key, value, step))
+        for value, step in zip(values, steps, strict=True)
+    ]
 
 
 def _sentences(language: Language, key: str, value: Any, step: int) -> Iterator[str]:
@@ -132,8 +129,12 @@ def _sentences(language: Language, key: str, value: Any, step: int) -> Iterator[
     if language.kind == "string" and len(found) != 1:
         raise DatasetError(_several(key, f"{len(found)} at step {step}"))
     for raw in found:
-        where = f"{key!r} at step {step}"
-        yield text_of(raw, where, encoding=language.encoding, errors=language.errors)
+        yield _text(language, key, raw, step)
+
+
+def _text(language: Language, key: str, value: Any, step: int) -> str:
+    where = f"{key!r} at step {step}"
+    return text_of(value, where, encoding=language.encoding, errors=language.errors)
 
 
 def _flat(value: Any) -> Iterator[Any]:
