@@ -82,6 +82,18 @@ def motion_errors(grid: ActionGrid, actions: Any) -> F64:
     return np.asarray(np.divide(error, moved, out=np.zeros_like(error), where=arm))
 
 
+def fixed_dimensions(grid: ActionGrid) -> tuple[str, ...]:
+    """Dimensions that decode to one number, since they have a single bin."""
+    names = grid.action_space.names
+    return tuple(
+        names[slot.start + i]
+        for slot in grid.slots
+        if slot.shape == "lines"
+        for i, axis in enumerate(slot.axes)
+        if len(grid.means[axis]) == 1
+    )
+
+
 def arm_dimensions(grid: ActionGrid) -> NDArray[np.bool_]:
     """(dim,) True for all but grippers."""
     groups = grid.action_space.groups

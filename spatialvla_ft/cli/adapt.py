@@ -126,16 +126,6 @@ def _name(dataset: Path) -> str:
     return whole.parent.name if versioned else whole.name
 
 
-def _no_bars_of_weights() -> None:
-    """Bars of loading come between our lines; transformers is not loaded just to stop them."""
-    import sys
-
-    if "transformers" in sys.modules:
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-
-
 class _View:
     """Tells a person what happens."""
 
@@ -146,7 +136,9 @@ class _View:
         """A stage has work to do."""
         from rich.text import Text
 
-        _no_bars_of_weights()
+        from spatialvla_ft.cli.console import no_bars_of_weights
+
+        no_bars_of_weights()
         if not self.quiet:
             again = "" if why == "not done yet" else f" ({why})"
             self.console.print(Text(f"{stage.name:<11}", "bold"), Text(f"{stage.title}{again}"))

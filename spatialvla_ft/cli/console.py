@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -191,6 +192,14 @@ def warnings_shown(console: Console | None, kept: list[str]) -> Iterator[None]:
         package.removeHandler(handler)
 
 
+def no_bars_of_weights() -> None:
+    """Bars of loading come between our lines; transformers is not loaded just to stop them."""
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+
 @contextmanager
 def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
     """Show progress and warnings on the main process; nothing when quiet."""
@@ -199,9 +208,7 @@ def training_progress(run: Run, *, quiet: bool) -> Iterator[TrainingLog]:
         with warnings_shown(None, log.warnings):
             yield log
         return
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # of the weights that are written at the end, in the middle of ours
+    no_bars_of_weights()  # also of those that are written at the end, in the middle of ours
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

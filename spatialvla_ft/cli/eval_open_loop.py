@@ -33,13 +33,14 @@ def open_loop(
     from rich.console import Console
     from rich.table import Table
 
-    from spatialvla_ft.cli.console import fail_with, watching
+    from spatialvla_ft.cli.console import fail_with, no_bars_of_weights, watching
 
     with fail_with():
         from spatialvla_ft.data import open_dataset
         from spatialvla_ft.evaluation.open_loop import run_open_loop
         from spatialvla_ft.models.lora import load_policy_model
 
+        no_bars_of_weights()
         model, processor = load_policy_model(checkpoint, base=base)
         data = open_dataset(
             dataset,

@@ -187,6 +187,7 @@ def _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, thread
         return policies.MeanAction(dataset_statistics(open_dataset(dataset, card=None)).mean)
     import torch
 
+    from spatialvla_ft.cli.console import no_bars_of_weights
     from spatialvla_ft.models.lora import load_policy_model
 
     if threads is not None:
@@ -196,6 +197,7 @@ def _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, thread
             f"--checkpoint {checkpoint} is no folder; give a checkpoint or adapter folder"
             + near_path(checkpoint)
         )
+    no_bars_of_weights()
     model, processor = load_policy_model(checkpoint, base=base)
     return policies.ModelPolicy(
         model, processor, unnorm_key=unnorm_key, execute=execute, name=name or checkpoint.name

@@ -37,7 +37,7 @@ def train(
 
     Example: spatialvla-ft train recipes/quickstart_base.yaml train.steps=200 output=runs/try
     """
-    from spatialvla_ft.cli.console import fail_with, training_progress
+    from spatialvla_ft.cli.console import fail_with, no_bars_of_weights, training_progress
     from spatialvla_ft.cli.train_summary import best_and_last, summary, validation_losses
 
     with fail_with():
@@ -59,6 +59,7 @@ def train(
             from spatialvla_ft.training.loop import train as run_training
             from spatialvla_ft.training.stopping import EXIT_CODE, StoppedError
 
+            no_bars_of_weights()
             first = is_first_process()
             quiet = as_json or not first
             with main_process_first(checked.train):

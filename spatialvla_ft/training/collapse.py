@@ -101,11 +101,20 @@ def spread_metrics(
     return found
 
 
-def collapsed(seen: Predictions, slots: Sequence[Slot], space: ActionSpace) -> dict[str, str]:
-    """{short name: what is wrong and on what evidence}; empty for a healthy policy."""
+def collapsed(
+    seen: Predictions, slots: Sequence[Slot], space: ActionSpace, fixed: Sequence[str] = ()
+) -> dict[str, str]:
+    """{short name: what is wrong and on what evidence}; empty for a healthy policy.
+
+    Args:
+        seen: what was predicted, and what was recorded.
+        slots: of the grid.
+        space: what the actions are.
+        fixed: dimensions that cannot vary, since the grid has one bin for them.
+    """
     if len(seen.ids) < LEAST_FRAMES:
         return {}
-    return {**_constant(seen, space), **_unused(seen, slots), **_blind(seen), **_deaf(seen)}
+    return {**_constant(seen, space, fixed), **_unused(seen, slots), **_blind(seen), **_deaf(seen)}
 
 
 def _variance_ratio(seen: Predictions) -> Float[np.ndarray, " D"]:
@@ -115,9 +124,9 @@ def _variance_ratio(seen: Predictions) -> Float[np.ndarray, " D"]:
     return np.where(moves, seen.guess.var(axis=0) / np.where(moves, data, 1.0), np.nan)
 
 
-def _constant(seen: Predictions, space: ActionSpace) -> dict[str, str]:
+def _constant(seen: Predictions, space: ActionSpace, fixed: Sequence[str]) -> dict[str, str]:
     """Dimensions that hardly vary though the data's do; a gripper has a rule of its own."""
-    arm = [g.role != "gripper" for g in space.groups for _ in g.names]
+    arm = [g.role != "gripper" and name not in fixed for g in space.groups for name in g.names]
     ratio = _variance_ratio(seen)
     stuck = np.flatnonzero((ratio < LEAST_VARIANCE) & arm)
     judged = np.flatnonzero(np.isfinite(ratio) & arm)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from ..actions.reconstruction import fixed_dimensions
 from ..data.sample import Sample
 from ..data.sample_dataset import SampleDataset
 from .collapse import CollapseWatch, Predictions, collapsed, lenders, spread_metrics
@@ -187,9 +188,10 @@ class Validation:
         """Metrics of the predictions of all ranks; new findings are warned of."""
         if not probes:
             return {}
-        seen, slots = joined(probes), self.run.processor.grid.slots
-        space = self.run.heldout[0].action_space
-        new, over = self.watch.take(step, collapsed(seen, slots, space))
+        seen, grid = joined(probes), self.run.processor.grid
+        slots, space = grid.slots, self.run.heldout[0].action_space
+        found = collapsed(seen, slots, space, fixed_dimensions(grid))
+        new, over = self.watch.take(step, found)
         if self.accelerator.is_main_process:
             for text in new.values():
                 logger.warning("step %d, held out: %s", step, text)

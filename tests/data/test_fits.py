@@ -162,3 +162,36 @@ def test_fits_are_kept_by_content(two, monkeypatch):
     symmetric = {name: s.symmetric(deltas) for name, s in statistics.items()}
     MixtureActions(datasets, symmetric, [1, 2]).grid("gaussian")
     assert reads
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dimension_that_never_moves_can_be_fitted(kind):
+    """As zeros(1) in a card makes it; a Gaussian of no width would have no bins."""
+    actions = some_actions(500)
+    actions[:, 4] = 0.0
+    for grid in (
+        fit_grid(kind, actions),
+        fit_grid_blocks(kind, in_blocks(actions), space=end_effector_delta()),
+    ):
+        back = grid.decode(grid.encode(actions))
+        np.testing.assert_allclose(back[:, 4], 0.0, atol=1e-9)
+        assert np.abs(back[:, 3] - actions[:, 3]).max() < 0.3
+
+
+def test_bins_of_equal_counts_do_not_give_rare_motion_away():
+    """Over noise a value in a hundred would share its bin with six times as much noise."""
+    rng = np.random.default_rng(4)
+    actions = some_actions(4000)
+    for noise in (1e-5, 1e-3, 1e-2):
+        actions[:, 5] = rng.normal(size=4000) * noise
+        actions[:40, 5] = rng.choice([-1, 0.7], 40)
+        grid = fit_grid("quantile", actions)
+        back = grid.decode(grid.encode(actions))
+        np.testing.assert_allclose(back[:40, 5], actions[:40, 5], atol=0.05)
+        assert np.abs(back[40:, 5]).max() < 5 * noise
+    # Where equal counts lose little, they are what there is.
+    plain = some_actions(4000)
+    edges = fit_grid("quantile", plain).edges["yaw"]
+    np.testing.assert_allclose(
+        edges[1:-1], np.quantile(plain[:, 5], np.arange(1, 16) / 16), atol=0.02
+    )

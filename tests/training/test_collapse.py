@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from spatialvla_ft.actions.grid import ActionGrid
+from spatialvla_ft.actions.reconstruction import fixed_dimensions
 from spatialvla_ft.actions.spaces import end_effector_delta, joint_space, two_arms_delta
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.collapse import (
@@ -101,6 +102,16 @@ def test_one_constant_dimension_is_named():
     found = collapsed(with_guess(seen, grid, d2=0.01), grid.slots, space)
     assert list(found) == ["constant z"]
     assert "0.00 % of the data's variance" in found["constant z"]
+
+
+def test_a_dimension_with_a_single_bin_cannot_vary():
+    seen, _ = healthy(end_effector_delta())
+    grid = ActionGrid.uniform(bins=(16, 32, 8, 1, 16, 16, 2))
+    assert fixed_dimensions(grid) == ("roll",)
+    stuck = with_guess(seen, grid, d3=0.0)
+    assert list(collapsed(stuck, grid.slots, end_effector_delta())) == ["constant roll"]
+    fixed = fixed_dimensions(grid)
+    assert collapsed(stuck, grid.slots, end_effector_delta(), fixed) == {}
 
 
 @pytest.mark.parametrize(("value", "never"), [(1.0, "closes"), (0.0, "opens")])
