@@ -308,3 +308,21 @@ def test_what_the_inspection_told_is_not_told_again():
     ]
     assert model_stages._not_told(report, findings) == ["K is assumed", "yaw never changes"]
     assert model_stages._not_told(report, []) == report.warnings
+
+
+def test_a_training_from_before_ranges_were_widened_is_kept(lab):
+    """Its statistics stage says nothing of ranges; that alone does not make it another training."""
+    stop = ("--stop-after", "train", "--accept-errors", "train.steps=1")
+    lab.json(*stop)
+    file = lab.out / "stages" / "statistics.json"
+    record = json.loads(file.read_text())
+    assert record["inputs"].pop("the ranges")
+    file.write_text(json.dumps(record))
+    assert lab.done_again(*stop) == {}
+    shutil.rmtree(lab.out / "train")  # nothing was trained yet: the ranges of today
+    again = lab.done_again("--stop-after", "grid", "--accept-errors", "train.steps=1")
+    assert list(again) == ["statistics"]
+    assert "the ranges" in again["statistics"]
+    more = ("--stop-after", "statistics", "--accept-errors", "train.steps=1")
+    by_quantiles = lab.done_again(*more, "data.action_range=quantiles")
+    assert list(by_quantiles) == ["statistics"]
