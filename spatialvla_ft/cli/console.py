@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from spatialvla_ft.processes import ChildError, loader_death
@@ -85,6 +92,19 @@ class TrainingLog:
         self.last: dict[str, float] = {}
         self.warnings: list[str] = []
         self._told = -math.inf
+        self._depth: TaskID | None = None
+
+    def depth(self, done: int, total: int) -> None:
+        """Show how far the depth of the pictures is, which is estimated before the first step."""
+        if self.progress is None:
+            return
+        if self._depth is None:
+            self._depth = self.progress.add_task("depth", total=total, text="")
+        self.progress.update(self._depth, completed=done, visible=done < total)
+        now = time.monotonic()
+        if not self.progress.console.is_terminal and now - self._told > QUIET_SECONDS:
+            self._told = now
+            print_line(self.progress.console, f"depth of frame {done:,} of {total:,}")
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
         """Advance the bar and show what matters."""

@@ -12,7 +12,9 @@ from spatialvla_ft.near import near_path
 
 
 def sim(
-    robot: Annotated[str, typer.Option(help="robot_a or robot_b.")],
+    robot: Annotated[
+        str | None, typer.Option(help="robot_a or robot_b; default that of the training data.")
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint or adapter folder, for --policy model.")
     ] = None,
@@ -20,7 +22,10 @@ def sim(
         str | None, typer.Option(help="An adapter's base, if it is not where it was.")
     ] = None,
     policy: Annotated[str, typer.Option(help="model, no-motion or mean-action.")] = "model",
-    task: Annotated[list[str] | None, typer.Option(help="Task, repeatable.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task, repeatable; default those of the training data, or touch."),
+    ] = None,
     episodes: Annotated[int, typer.Option(help="Episodes per task.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 1_000_000,
     unnorm_key: Annotated[
@@ -42,11 +47,20 @@ def sim(
         int, typer.Option(help="Estimate depth at every n-th picture of an episode.")
     ] = 1,
     name: Annotated[str | None, typer.Option(help="Name of the policy in reports.")] = None,
-    image_size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
-    camera_mode: Annotated[str, typer.Option(help="fixed or random.")] = "random",
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side; default as the training data, or 64.")
+    ] = None,
+    camera_mode: Annotated[
+        str | None,
+        typer.Option(help="fixed or random; default as the training data, or random."),
+    ] = None,
     distractors: Annotated[
-        str, typer.Option(help="Blocks that the task does not name; a list takes turns: 0,1,1,2,2.")
-    ] = "0",
+        str | None,
+        typer.Option(
+            help="Blocks that the task does not name; a list takes turns: 0,1,1,2,2. Default as "
+            "the training data, or 0."
+        ),
+    ] = None,
     swap_test: Annotated[
         bool, typer.Option("--swap-test", help="Then run the same scenes with the other word.")
     ] = False,
@@ -59,12 +73,16 @@ def sim(
 ) -> None:
     """Let a policy act in simulation and count successes, with Wilson 95 % intervals.
 
+    Robot, tasks, camera, distractors and size of the pictures are those that the policy's training
+    data was recorded with, as far as no option says otherwise; the first lines tell.
+
     The swap test runs the scenes that have a distractor once more, and the instruction names that
     one: the words are followed where each of both led to the block that it names.
 
     Example: spatialvla-ft eval sim --checkpoint runs/b/final --robot robot_b --task touch
     """
     from rich.console import Console
+    from rich.text import Text
 
     from spatialvla_ft.cli.console import fail_with, watching
     from spatialvla_ft.sim.layout import distractor_counts
@@ -72,7 +90,13 @@ def sim(
     with fail_with():
         if episodes < 1:
             raise ValueError(f"--episodes is {episodes}; it must be at least 1")
-        counts = distractor_counts(distractors)
+        given = {
+            "robot": robot,
+            "tasks": task or None,
+            "image_size": image_size,
+            "camera_mode": camera_mode,
+            "distractors": None if distractors is None else distractor_counts(distractors),
+        }
         if depth is None and (depth_resolution is not None or depth_every != 1):
             raise ValueError("--depth-resolution and --depth-every need --depth, an estimator")
         if depth is not None and policy != "model":
@@ -80,9 +104,16 @@ def sim(
         from spatialvla_ft.evaluation.closed_loop import run_closed_loop, scenes_to_swap
 
         seeds = range(seed, seed + episodes)
+        under = _conditions(given, seeds, checkpoint, dataset, unnorm_key)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        for line in under.lines:
+            console.print(Text(line))
+        for line in under.warnings:
+            console.print(Text.assemble(("warning: ", "yellow"), line))
+        counts = under.distractors
         totals = {
             one: episodes + (len(scenes_to_swap(one, seeds, counts)) if swap_test else 0)
-            for one in task or ["touch"]
+            for one in under.tasks
         }
         acting = _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, threads)
         if depth is not None:
@@ -93,19 +124,19 @@ def sim(
                 results.append(
                     run_closed_loop(
                         acting,
-                        robot,
+                        under.robot,
                         one,
                         seeds,
                         workers=workers,
                         parallel=min(episodes, 25),
-                        image_size=image_size,
-                        camera_mode=camera_mode,
+                        image_size=under.image_size,
+                        camera_mode=under.camera_mode,
                         distractors=counts,
                         swap=swap_test,
-                        on_episodes=begin(f"{robot} {one}", total),
+                        on_episodes=begin(f"{under.robot} {one}", total),
                     )
                 )
-        content = [result.to_dict() for result in results]
+        content = [{**result.to_dict(), "conditions": under.to_dict()} for result in results]
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(content, indent=1) + "\n")
@@ -116,6 +147,22 @@ def sim(
     console.print(_outcomes(results))
     if swap_test:
         console.print(_swaps(results), _CHANCE, sep="\n")
+
+
+def _conditions(given, seeds, checkpoint, dataset, unnorm_key):
+    """What to evaluate under: as given, else as the demonstrations behind the policy were made."""
+    from spatialvla_ft.evaluation.conditions import conditions_of, recorded_of_checkpoint
+
+    if checkpoint is None and dataset is not None:
+        from spatialvla_ft.data import open_dataset
+
+        opened = open_dataset(dataset, card=None)
+        known = {} if opened.card.recorded is None else {opened.name: opened.card.recorded}
+        return conditions_of(given, known, seeds, whose=opened.name)
+    known = {} if checkpoint is None else recorded_of_checkpoint(checkpoint)
+    if unnorm_key in known:
+        known = {unnorm_key: known[unnorm_key]}
+    return conditions_of(given, known, seeds)
 
 
 _CHANCE = (

@@ -8,6 +8,7 @@ import typer
 from spatialvla_ft.cli import (
     adapt,
     bench,
+    check_robot,
     data_annotate,
     data_convert,
     data_depth,
@@ -49,6 +50,7 @@ app.command("adapt")(adapt.adapt)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.command("export")(export.export)
 app.command("push")(push.push)
+app.command("check-robot")(check_robot.check_robot)
 app.command("bench")(bench.bench)
 data.command("record")(data_record.record)
 data.command("convert")(data_convert.convert)

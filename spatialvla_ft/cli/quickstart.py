@@ -75,6 +75,8 @@ def quickstart(
         runs.mkdir(parents=True, exist_ok=True)
         _write_environment(runs)
         StageRunner(runs, on_change=tell).run(_stages(runs, seed))
+        if not resume:  # else some stages ran in another go
+            _write_environment(runs, wall_seconds=time.perf_counter() - began)
         verdict, found = _report(runs, out, console)
     seconds = time.perf_counter() - began
     if as_json:
@@ -299,10 +301,13 @@ def _open(runs: Path, name: str, checkpoint: Path, dataset: Path) -> tuple[str, 
     return ("eval", "open-loop", str(checkpoint), str(dataset), "--out", out)
 
 
-def _write_environment(runs: Path) -> None:
+def _write_environment(runs: Path, *, wall_seconds: float | None = None) -> None:
+    """Versions and hardware; at the end also how long all stages took together."""
     import os
     from datetime import UTC, datetime
     from importlib.metadata import version
+
+    from spatialvla_ft.viz.run_files import WALL
 
     packages = ("torch", "transformers", "peft", "accelerate", "mujoco", "tensorflow-datasets")
     facts = {
@@ -312,6 +317,7 @@ def _write_environment(runs: Path) -> None:
         "system": platform.system(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        **({} if wall_seconds is None else {WALL: round(wall_seconds, 1)}),
     }
     (runs / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
 

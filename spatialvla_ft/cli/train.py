@@ -74,7 +74,13 @@ def train(
             report.refuse()
             try:
                 with training_progress(run, quiet=quiet) as on_log:
-                    result = run_training(run, resume=not fresh, on_log=on_log, report=report)
+                    result = run_training(
+                        run,
+                        resume=not fresh,
+                        on_log=on_log,
+                        on_depth=on_log.depth,
+                        report=report,
+                    )
             except StoppedError as stop:
                 typer.echo(str(stop), err=True)
                 raise typer.Exit(EXIT_CODE) from stop

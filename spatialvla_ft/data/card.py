@@ -26,6 +26,7 @@ from spatialvla_ft.data.card_fields import (
     Language,
     MotionFilter,
     Proprio,
+    Recorded,
     Relabel,
     Slot,
     Swap,
@@ -66,6 +67,7 @@ class Card(CardModel):
     proprio: Proprio | None = None
     filters: list[MotionFilter] = Field([])
     augment: list[Swap] = Field([])
+    recorded: Recorded | None = None
     offline: dict[str, Any] | None = None
     variants: dict[str, dict[str, Any]] = Field({})
     licence: str | None = None

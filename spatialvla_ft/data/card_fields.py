@@ -31,6 +31,10 @@ def _dims(found: tuple[int, int]) -> tuple[int, int]:
 
 TermField = Annotated[Any, BeforeValidator(_term)]
 Dims = Annotated[tuple[int, int], AfterValidator(_dims)]
+RECORDED = "recorded"
+"""Of a checkpoint's `processor_config.json`: {dataset: how it was recorded}, see `Recorded`."""
+CONTROL_HZ = "control_hz"
+"""Of the same file: {dataset: actions per second}, where its card says."""
 Slot = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -145,6 +149,22 @@ class Video(CardModel):
 
     time: Literal["timestamp", "frame_index"] | None = None
     shared: bool = False
+
+
+class Recorded(CardModel):
+    """How a simulation recorded a dataset: what an evaluation under the same conditions needs."""
+
+    robot: str
+    tasks: list[str] = Field(min_length=1)
+    camera_mode: str
+    cameras: list[str] = Field(min_length=1)
+    image_size: int = Field(gt=0)
+    distractors: list[int] = Field(min_length=1)
+    """Blocks that no task names; the episode of seed s has those at place s modulo their count."""
+    action_noise: float = Field(ge=0)
+    """On executed actions, as a share of the robot's largest step."""
+    seeds: tuple[int, int]
+    """First and last of the attempts, failed ones included."""
 
 
 class Intrinsics(CardModel):

@@ -38,12 +38,11 @@ class DepthCache:
     """A folder of depth maps, see `packing` for the error of storing.
 
     Args:
-        folder: made if there is none. It may be deleted at any time; depth is computed again.
+        folder: made with its first entry. It may be deleted at any time; depth is computed again.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: bytes) -> Path:
         """File of a key; 256 subfolders keep folders short."""
@@ -73,7 +72,7 @@ class DepthCache:
             ValueError: depth that is not finite and positive.
         """
         path = self.path(key)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         data = _written(metres, key)
         part = path.with_name(f"{uuid.uuid4().hex}.part")
         try:

@@ -50,6 +50,15 @@ class OpenLoop:
         return asdict(self)
 
 
+def predicted_frames(dataset: SampleDataset, count: int) -> list[int]:
+    """At most so many frames, evenly spaced."""
+    count = min(count, len(dataset))
+    found: list[int] = np.unique(
+        np.linspace(0, len(dataset) - 1, count).round().astype(int)
+    ).tolist()
+    return found
+
+
 @torch.no_grad()
 def run_open_loop(
     model: SpatialVLAForConditionalGeneration,
@@ -87,10 +96,10 @@ def run_open_loop(
         depth = "sensor" if sensor else "estimate"
     read = dataset.__getitem__ if read is None else read
     collate = Collator(processor, depth, with_actions=False, unnorm_key=unnorm_key)
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(frames, len(dataset))).round())
+    chosen = predicted_frames(dataset, frames)
     truths, guesses, valid, hits = [], [], [], []
     for start in range(0, len(chosen), batch_size):
-        samples = [read(int(i)) for i in chosen[start : start + batch_size]]
+        samples = [read(i) for i in chosen[start : start + batch_size]]
         inputs = {name: tensor.to(model.device) for name, tensor in collate(samples).items()}
         ids = model.predict_action(inputs)
         guesses.append(processor.decode_actions(ids, unnorm_key=unnorm_key)["actions"])

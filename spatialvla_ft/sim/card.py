@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,17 @@ from spatialvla_ft.sim.robots import Robot
 SLOTS = {"front": "primary", "wrist": "wrist"}
 
 
-def dataset_card(robot: Robot, cameras: Sequence[str], version: str) -> dict[str, Any]:
-    """One card of schema version 1, with our depth scale, intrinsics and extrinsics."""
+def dataset_card(
+    robot: Robot, cameras: Sequence[str], version: str, recorded: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """One card of schema version 1, with our depth scale, intrinsics and extrinsics.
+
+    Args:
+        robot: that acted.
+        cameras: that looked.
+        version: of the dataset.
+        recorded: fields of `data.card_fields.Recorded`.
+    """
 
     def per_slot(kind: str) -> dict[str, str]:
         return {SLOTS[camera]: f"observation.{kind}_{camera}" for camera in cameras}
@@ -45,6 +54,7 @@ def dataset_card(robot: Robot, cameras: Sequence[str], version: str) -> dict[str
             "encoding": "POS_EULER",
             "terms": ["observation.state[0:6]", "zeros(1)", "observation.state[-1:]"],
         },
+        **({} if recorded is None else {"recorded": dict(recorded)}),
     }
 
 

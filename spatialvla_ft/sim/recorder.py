@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spatialvla_ft.sim.card import dataset_card, write_card
 from spatialvla_ft.sim.episode import Episode
@@ -77,10 +77,27 @@ class Plan:
             for task in self.tasks
         ]
 
+    @property
+    def distractor_counts(self) -> list[int]:
+        """The numbers of distractors that take turns."""
+        return [self.distractors] if isinstance(self.distractors, int) else list(self.distractors)
+
+    def recorded(self, attempted: int) -> dict[str, Any]:
+        """What the dataset's card says of how so many attempts were made."""
+        return {
+            "robot": self.robot,
+            "tasks": list(self.tasks),
+            "camera_mode": self.camera_mode,
+            "cameras": list(self.cameras),
+            "image_size": self.image_size,
+            "distractors": self.distractor_counts,
+            "action_noise": self.action_noise,
+            "seeds": [self.seed, self.seed + attempted - 1],
+        }
+
     def description(self) -> str:
         """One sentence for the dataset's own description."""
-        counts = (self.distractors,) if isinstance(self.distractors, int) else self.distractors
-        blocks = "/".join(map(str, counts))
+        blocks = "/".join(map(str, self.distractor_counts))
         return (
             f"{self.robot}, {', '.join(self.tasks)}: expert demonstrations in simulation, "
             f"camera {self.camera_mode}, action noise {self.action_noise}, "
@@ -170,12 +187,13 @@ def record_dataset(
             writer.send(episode)
             yield replace(tally)
         writer.send(None)
+        writer.send(tally.attempted)
         writer.recv()
     yield replace(tally)
 
 
 def write(channel: Channel, plan: Plan, out: Path, name: str) -> None:
-    """The writing process: takes episodes up to None, and answers with the folder."""
+    """The writing process: takes episodes, None, the number of attempts; answers with the folder."""
     path = write_rlds(
         iter(channel.recv, None),
         out=out,
@@ -184,5 +202,7 @@ def write(channel: Channel, plan: Plan, out: Path, name: str) -> None:
         image_size=plan.image_size,
         description=plan.description(),
     )
-    write_card(path / "card.yaml", name, dataset_card(get_robot(plan.robot), plan.cameras, VERSION))
+    recorded = plan.recorded(channel.recv())
+    card = dataset_card(get_robot(plan.robot), plan.cameras, VERSION, recorded)
+    write_card(path / "card.yaml", name, card)
     channel.send(path)

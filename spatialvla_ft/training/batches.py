@@ -15,6 +15,7 @@ from ..data.words import draw_words
 from .hand_over import Loader
 from .point_loss import PatchGrid, PointCollator
 from .run import Run
+from .step_cost import workers_here
 from .stopping import leave_to_main_process
 
 
@@ -87,7 +88,7 @@ def make_loader(run: Run, sampler: Sampler, start: int, stop: int) -> Loader:
         Frames(run),
         StepBatches(sampler, start, stop),
         collate,
-        workers=run.recipe.data.workers,
+        workers=workers_here(run.recipe.data.workers),
         on_start=leave_to_main_process,
     )
 

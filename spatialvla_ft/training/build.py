@@ -14,6 +14,7 @@ from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
+from ..data.card_fields import CONTROL_HZ, RECORDED
 from ..data.fits import MixtureActions
 from ..data.mixtures import excluded_datasets, find_mixture
 from ..data.sample_dataset import SampleDataset
@@ -29,6 +30,7 @@ from ..near import near_path
 from .action_ranges import run_proprio, run_statistics
 from .augment import Augment
 from .collate import Collator, DepthInput
+from .depth_plan import keep_depth, plan_depth
 from .global_batch import process_count, with_accumulation
 from .open_data import open_data
 from .point_loss import check_points, point_fields
@@ -83,6 +85,8 @@ def build(recipe: Recipe, *, fresh: bool = False) -> Run:
             # Tokens of a refitted grid mean nothing in the units of the base's datasets.
             processor.statistics.clear()
             processor.intrinsic_config.clear()
+            for key in (RECORDED, CONTROL_HZ):
+                processor.settings.pop(key, None)
     processor.layout = layout
     processor.statistics.update({name: s.to_dict() for name, s in statistics.items()})
     if layout.proprio_dim is not None:
@@ -90,12 +94,19 @@ def build(recipe: Recipe, *, fresh: bool = False) -> Run:
             entry = run_proprio(recipe, dataset, fresh=fresh).to_dict()["action"]
             processor.statistics[dataset.name]["proprio"] = entry
     processor.intrinsic_config.update(_intrinsics(datasets, layout.cameras))
+    for dataset in datasets:
+        if dataset.card.control_hz is not None:
+            rates = processor.settings.setdefault(CONTROL_HZ, {})
+            rates[dataset.name] = dataset.card.control_hz
+        if dataset.card.recorded is not None:
+            entries = processor.settings.setdefault(RECORDED, {})
+            entries[dataset.name] = dataset.card.recorded.model_dump(mode="json")
     _check_depth(recipe, model)
     points = point_fields(recipe.train.point_loss)
     check_points(datasets, points)
 
     rows = spatial_rows(model)
-    return Run(
+    run = Run(
         recipe=recipe,
         model=trainable_part(recipe, model),
         processor=processor,
@@ -110,6 +121,10 @@ def build(recipe: Recipe, *, fresh: bool = False) -> Run:
         points=points,
         depth=estimated_depth(recipe, model, layout.cameras),
     )
+    run.depth_plan = plan_depth(run)
+    if run.depth_plan is not None and run.depth_plan.cached:
+        keep_depth(run, run.depth_plan)
+    return run
 
 
 def chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:

@@ -38,9 +38,9 @@ def join(train: Train) -> None:
         return
     if train.sharding.startswith("zero"):
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        PartialState(backend="gloo" if _on_cpu() else None)
+        PartialState(backend="gloo" if trains_on_cpu() else None)
     else:
-        PartialState(cpu=_on_cpu())
+        PartialState(cpu=trains_on_cpu())
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def make_accelerator(recipe: Recipe, trackers: list[Any]) -> Accelerator:
     join(train)
     zero = train.sharding.startswith("zero")
     accelerator = Accelerator(
-        cpu=_on_cpu() and not zero,
+        cpu=trains_on_cpu() and not zero,
         mixed_precision="no" if train.precision == "float32" else train.precision,
         gradient_accumulation_steps=train.gradient_accumulation,
         log_with=trackers,
@@ -109,7 +109,8 @@ def prepare(
     return accelerator.prepare(model, optimizer)
 
 
-def _on_cpu() -> bool:
+def trains_on_cpu() -> bool:
+    """Whether the CPU computes, for want of an accelerator or because that was asked for."""
     return _cpu_is_asked() or not torch.accelerator.is_available()
 
 

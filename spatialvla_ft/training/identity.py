@@ -18,6 +18,7 @@ MAY_CHANGE = {
     "data.workers",
     "data.depth.cache",
     "data.depth.batch_size",
+    "data.depth.cache_gb",
     "data.depth.checkpoint",  # likewise
     "train.batch_size",  # as long as the global batch stays
     "train.gradient_accumulation",
@@ -63,7 +64,10 @@ def identity(run: Run, world: int) -> dict[str, Any]:
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """The part of the identity that a recipe tells before anything is built."""
-    fields = flat(recipe.model_dump(mode="json"))
+    content = recipe.model_dump(mode="json")
+    if recipe.data.depth.source == "estimate":
+        content["data"]["depth"] = "estimate"  # whether it is kept shows in the fingerprint
+    fields = flat(content)
     return {name: value for name, value in fields.items() if not _may_change(name)}
 
 

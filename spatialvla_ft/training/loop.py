@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,12 +14,14 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..models.lora import save_adapter
 from . import checkpoints, durable, output, training_state
 from .bad_batch import Culprits
 from .batches import make_loader, make_sampler
+from .depth_plan import depth_in_forward, frames_to_fill, keep_depth
 from .distributed import join, make_accelerator, prepare, wait_for_the_last
 from .guard import Guard
 from .identity import check_same_run, identity
@@ -30,6 +34,7 @@ from .preflight import FILE as PREFLIGHT
 from .preflight import Preflight, preflight
 from .recipe import RecipeError
 from .run import Run
+from .sample_depth import Filled
 from .sharding import gathered, put_sharded, shard, take_sharded, unshard, whole
 from .stopping import StoppedError, StopRequest, stop_requests
 from .trackers import flush, forget_after, init_trackers, make_trackers
@@ -47,6 +52,7 @@ def train(
     *,
     resume: bool = True,
     on_log: Progress | None = None,
+    on_depth: Callable[[int, int], None] | None = None,
     report: Preflight | None = None,
 ) -> Path:
     """Train to the end of the recipe; returns the folder with the result.
@@ -57,6 +63,8 @@ def train(
             otherwise an earlier run there is moved aside.
         on_log: called with (completed steps, metrics) on the main process; without metrics where a
             run goes on at a step.
+        on_depth: called with (frames looked at, frames of this process) while depth is estimated
+            before the first step.
         report: of `preflight`; None makes it, and warns of what is suspicious.
 
     Raises:
@@ -81,7 +89,7 @@ def train(
         loop.begin(resume)
         loop.keep_report(report)
         if run.depth is not None:
-            _fill_depth(run, loop.accelerator)
+            _fill_depth(run, loop.accelerator, on_depth)
         loop.run_steps()
         return loop.finish()
 
@@ -126,6 +134,7 @@ class Loop:
         self.identity = identity(self.run, self.accelerator.num_processes)
         if found is not None:
             state, content = checkpoints.load(found, verified=True)
+            self.keep_depth_as_begun(content["identity"])
             check_same_run(found, content["identity"], self.identity)
             put = self.states()[1]
             put(state, self.run.model, self.optimizer.optimizer, self.scheduler)
@@ -142,6 +151,19 @@ class Loop:
             output.warn_of_space(self.folder, size, cfg.steps, self.keep)
         init_trackers(self.accelerator, recipe)
         self.leave_damaged(damaged)
+
+    def keep_depth_as_begun(self, saved: dict[str, Any]) -> None:
+        """Where the recipe leaves it open whether depth is kept: as the run's first part did."""
+        run, plan = self.run, self.run.depth_plan
+        if plan is None or run.recipe.data.depth.cache is not None:
+            return
+        before = saved.get("depth fingerprint") is not None
+        if before and not plan.cached:
+            keep_depth(run, plan)
+        elif plan.cached and not before:
+            depth_in_forward(run, "this run began so")
+            logger.info("this run estimates depth in every forward pass, as it began")
+        self.identity = identity(run, self.accelerator.num_processes)
 
     def keep_report(self, report: Preflight) -> None:
         """The pre-flight report beside the recipe."""
@@ -392,19 +414,48 @@ def save_result(run: Run, model: nn.Module, folder: Path) -> None:
         run.processor.save_pretrained(folder)
 
 
-def _fill_depth(run: Run, accelerator: Accelerator) -> None:
+def _fill_depth(
+    run: Run, accelerator: Accelerator, on_depth: Callable[[int, int], None] | None
+) -> None:
     """Estimate what the cache lacks, each process its share, before any worker asks for it."""
     assert run.depth is not None
     run.depth.estimator.to(accelerator.device)
     rank, world = accelerator.process_index, accelerator.num_processes
-    for dataset in [*run.datasets, *run.heldout]:
-        frames = range(rank, len(dataset), world)
-        size = run.recipe.data.depth.batch_size
-        logger.info("depth of %d frames of %s", len(frames), dataset.name)
-        filled = run.depth.fill(dataset, frames, batch_size=size)
-        logger.info("%d pictures estimated, %d were cached", filled.estimated, filled.found)
+    own = _fill_share(run, rank, world, on_depth)
     accelerator.wait_for_everyone()
+    if world > 1:
+        everyone = gather_object(sorted(own.keys))
+        absent = sum(not run.depth.cache.path(key).is_file() for key in everyone)
+        if absent:
+            logger.warning(
+                "%s is not on a disk that all machines share: %d pictures that another estimated "
+                "are not there, so they are estimated here, too",
+                run.depth.cache.folder,
+                absent,
+            )
+            local = accelerator.local_process_index
+            _fill_share(run, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), on_depth)
+        accelerator.wait_for_everyone()
     run.depth.estimator.release()
+
+
+def _fill_share(
+    run: Run, first: int, stride: int, on_depth: Callable[[int, int], None] | None
+) -> Filled:
+    """Every `stride`-th frame of those that the run looks at."""
+    assert run.depth is not None
+    shares = [(samples, frames[first::stride]) for samples, frames in frames_to_fill(run)]
+    total, filled, done = sum(len(frames) for _, frames in shares), Filled(), itertools.count(1)
+
+    def tell(_: Filled) -> None:
+        if on_depth is not None:
+            on_depth(next(done), total)
+
+    for samples, frames in shares:
+        size = run.recipe.data.depth.batch_size
+        run.depth.fill(samples, frames.tolist(), batch_size=size, on_frame=tell, filled=filled)
+    logger.info("%d pictures estimated, %d were cached", filled.estimated, filled.found)
+    return filled
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -27,7 +27,7 @@ from .run import Run
 
 logger = logging.getLogger(__name__)
 
-LOCK, TRAINED = ".lock", "trained.json"
+LOCK, TRAINED, DEPTH = ".lock", "trained.json", "depth_cache"
 _OF_A_RUN = ("recipe.yaml", "metrics.jsonl", "checkpoints", "final")
 
 
@@ -101,12 +101,15 @@ def _of_the_recipe(fields: dict[str, Any]) -> dict[str, Any]:
 def move_aside(recipe: Recipe) -> Path | None:
     """Rename an earlier run's folder to `<output>.old-<n>`; None where there is none.
 
+    Depth that was kept stays: what it is of stands in its keys.
+
     Raises:
         OutputError: the folder holds something else than a run, or cannot be renamed.
         RecipeError: the recipe needs something in it.
     """
     folder = Path(recipe.output)
-    found = sorted(p.name for p in folder.iterdir() if p.name != LOCK) if folder.is_dir() else []
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    found = sorted(place.name for place in inside if place.name not in (LOCK, DEPTH))
     if not found:
         return None
     if not any(name in found for name in _OF_A_RUN):
@@ -124,7 +127,11 @@ def move_aside(recipe: Recipe) -> Path | None:
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
     try:
-        return folder.rename(aside)
+        folder.rename(aside)
+        if (aside / DEPTH).is_dir():
+            folder.mkdir()
+            (aside / DEPTH).rename(folder / DEPTH)
+        return aside
     except OSError as error:
         raise OutputError(
             f"cannot move the earlier run aside, from {folder} to {aside}: {error}; move it "

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .batches import epoch_words
+from .depth_plan import WORTH, DepthPlan
+from .distributed import trains_on_cpu
 from .global_batch import process_count
 from .identity import global_batch
 from .parameter_groups import ParameterGroup, parameter_groups
@@ -19,9 +21,12 @@ from .preflight_grid import GridFacts, grid_facts
 from .preflight_samples import SampleFacts, first_samples
 from .recipe import RecipeError
 from .run import Run
+from .step_cost import NO_SLOWER, DepthShare, bf16_beside_float32, depth_share, workers_here
 
 SHOWN = 3
 FILE = "preflight.json"
+MUCH = 0.3
+"""Share of a step's time that is worth a warning where nothing is learnt in it."""
 
 
 class PreflightError(RecipeError):
@@ -102,12 +107,17 @@ def preflight(run: Run, *, memory: dict[str, Any] | None = None) -> Preflight:
             f"{memory['available'] / 2**30:.1f} GiB for them; `spatialvla-ft plan-memory` says "
             "what would fit"
         )
+    plan = _plan(run, grid)
+    if not problems:
+        words, suspicious = _costs(run)
+        plan |= words
+        warnings += suspicious
     return Preflight(
         datasets,
         samples[:SHOWN],
         grid,
         groups,
-        _plan(run, grid),
+        plan,
         memory,
         problems,
         warnings,
@@ -145,3 +155,56 @@ def _plan(run: Run, grid: GridFacts | None) -> dict[str, str]:
         if alpha / rank < 0.5:
             plan["LoRA"] += " (weak: the robot may barely move)"
     return plan
+
+
+def _costs(run: Run) -> tuple[dict[str, str], list[str]]:
+    """(plan, warnings) of what takes time without need, as measured here."""
+    words, warnings = {}, []
+    if run.depth_plan is not None:
+        words["depth"], warning = _depth_words(run.depth_plan, depth_share(run))
+        warnings += [warning] if warning else []
+    asked = run.recipe.data.workers
+    if (used := workers_here(asked)) < asked:
+        words["workers"] = f"{used} read data, not {asked}: there are no cores for more"
+    if run.recipe.train.precision == "bf16" and trains_on_cpu():
+        ratio = bf16_beside_float32(run.spatialvla.config.text_config.hidden_size)
+        words["precision"] = f"bf16, {ratio:.2g} times as long as float32 on this processor"
+        if ratio > NO_SLOWER:
+            warnings.append(
+                f"bf16 products take {ratio:.1f} times as long as those of float32 on this "
+                "processor (measured), and are less exact: set train.precision=float32"
+            )
+    return words, warnings
+
+
+def _depth_words(plan: DepthPlan, cost: DepthShare | None) -> tuple[str, str]:
+    """(what the plan says, a warning or nothing)."""
+    times = f"{plan.looks:,} times"
+    if plan.cached:
+        words = f"each of {plan.pictures:,} pictures is estimated once, not {times} in all"
+        if cost is not None:
+            once, always = plan.pictures * cost.depth, plan.looks * cost.depth
+            words += (
+                f": {_duration(once)} before the first step here, instead of {_duration(always)}, "
+                f"{cost.share:.0%} of every step"
+            )
+        return f"{words}; kept in {plan.folder}, at most {plan.bytes / 1e9:.2g} GB", ""
+    words = f"ZoeDepth runs in every forward pass, {times} for {plan.pictures:,} pictures"
+    if cost is not None:
+        words += f", {cost.share:.0%} of the time of a step here"
+    words += f": {plan.why}"
+    if cost is None or cost.share < MUCH:
+        return words, ""
+    saves = "data.depth=sensor saves it where the data has depth"
+    if plan.looks >= WORTH * plan.pictures:
+        saves = "'data.depth={source: estimate, cache: DIR}' estimates each picture once"
+    return words, (
+        f"{cost.share:.0%} of the time of a step is ZoeDepth ({1000 * cost.depth:.0f} ms a "
+        f"picture): {plan.why}; {saves} (docs/depth.md)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

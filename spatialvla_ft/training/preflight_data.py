@@ -211,7 +211,8 @@ def _depth(run: Run, dataset: SampleDataset) -> str:
         return f"recorded by a sensor ({keys})"
     if asked.source == "estimator":
         return f"estimated before training by {Path(str(asked.checkpoint)).name}, from a cache"
-    return "estimated by the model's ZoeDepth"
+    kept = run.depth_plan is not None and run.depth_plan.cached
+    return "estimated by the model's ZoeDepth" + (", each picture once" if kept else "")
 
 
 def _common_labels(run: Run, actions: RawActions, statistics: ActionStatistics) -> dict[str, float]:

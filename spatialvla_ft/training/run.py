@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..data.image_path import fit_step
 from ..data.sample import Sample
 from ..data.sample_dataset import SampleDataset
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -15,6 +16,9 @@ from .augment import Augment
 from .collate import Collator
 from .recipe import Recipe
 from .sample_depth import SampleDepth
+
+if TYPE_CHECKING:
+    from .depth_plan import DepthPlan
 
 
 @dataclass
@@ -33,6 +37,8 @@ class Run:
             `train.point_loss`.
         depth: gives samples estimated depth, before augmentation; None where they bring their own
             or the model estimates it.
+        depth_plan: whether the depth of the model's own ZoeDepth is kept, and why; None where it is
+            not asked.
         rows: spatial table and head rows before training (adapters need them to be loaded again).
         base_fingerprint: of the checkpoint that training started from; None for a new model.
         overrides: config fields that differ from the base's.
@@ -51,11 +57,16 @@ class Run:
     overrides: dict[str, Any]
     points: tuple[str, ...] = ()
     depth: SampleDepth | None = None
+    depth_plan: DepthPlan | None = None
 
     def sample(self, dataset: SampleDataset, frame: int) -> Sample:
-        """A sample as recorded, with the depth that this run uses."""
+        """A sample as it is validated: whole, with the depth that this run uses."""
         found = dataset[frame]
-        return found if self.depth is None else self.depth(found)
+        if self.depth is None:
+            return found
+        if self.depth.size is not None:  # depth of the picture that inference sees
+            found = fit_step(found, self.depth.size, "fast")
+        return self.depth(found)
 
     @property
     def spatialvla(self) -> SpatialVLAForConditionalGeneration:

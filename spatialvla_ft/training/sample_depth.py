@@ -1,8 +1,8 @@
 """Estimated depth for samples, as if a sensor had recorded it.
 
-Depth is computed on the picture as recorded, before augmentation, so that a random crop cuts it
-like a sensor's depth. One process per accelerator fills a cache before training; data workers only
-read it.
+Depth is computed on the whole picture, before augmentation, so that a random crop cuts it like a
+sensor's depth: on the picture as recorded, or in the model's size, as the model's own ZoeDepth is
+shown it. One process per accelerator fills a cache before training; data workers only read it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from ..data.image_path import ImagePath, fit
 from ..data.sample import Observation, Sample
 from ..depth.cache import DepthCache
 from ..depth.cached import CachedDepth, from_bytes
@@ -27,10 +28,11 @@ BATCH_SIZE = 8
 
 @dataclass
 class Filled:
-    """What filling did: different pictures seen, those that were there already."""
+    """What filling did: different pictures seen, those that were there already, their keys."""
 
     pictures: int = 0
     found: int = 0
+    keys: set[bytes] = field(default_factory=set)
 
     @property
     def estimated(self) -> int:
@@ -51,6 +53,10 @@ class SampleDepth:
         estimator: loaded in each process that needs it.
         cache: where depth is kept.
         cameras: slots that get depth; None for all that a sample has.
+        size: side of the square, in pixels, that a picture is brought to before its depth is
+            estimated; the depth then has that size, whatever the picture's. None leaves it as
+            recorded. K is of the recorded picture, so an estimator that reads K needs None.
+        path: how it is brought there.
     """
 
     def __init__(
@@ -58,10 +64,15 @@ class SampleDepth:
         estimator: DeferredEstimator,
         cache: DepthCache,
         cameras: Sequence[str] | None = None,
+        *,
+        size: int | None = None,
+        path: ImagePath = "fast",
     ) -> None:
+        assert size is None or not estimator.uses_intrinsics
         self.estimator, self.cache = estimator, cache
         self.cached = CachedDepth(estimator, cache)
         self.cameras = None if cameras is None else tuple(cameras)
+        self.size, self.path = size, path
 
     def __call__(self, sample: Sample) -> Sample:
         """The sample, its past steps too, with estimated depth in place of any other.
@@ -79,7 +90,7 @@ class SampleDepth:
     def _depth(self, step: Observation, place: str) -> dict[str, np.ndarray]:
         depth = {}
         for camera in self._slots(step):
-            image, K = step.images[camera], step.intrinsics.get(camera)
+            image, K = self._shown(step.images[camera]), step.intrinsics.get(camera)
             found = self.cache.get(self.cached.key(image, K))
             if found is None:
                 logger.warning(
@@ -99,6 +110,7 @@ class SampleDepth:
         *,
         batch_size: int = BATCH_SIZE,
         on_frame: Callable[[Filled], None] | None = None,
+        filled: Filled | None = None,
     ) -> Filled:
         """Estimate what the cache lacks, in batches of pictures of one size.
 
@@ -109,17 +121,17 @@ class SampleDepth:
             frames: which of them.
             batch_size: pictures per run of the network.
             on_frame: told after every frame.
+            filled: what earlier calls did, to be added to.
         """
-        filled = Filled()
+        filled = Filled() if filled is None else filled
         waiting: dict[tuple[tuple[int, ...], bool], list[_Waiting]] = {}
-        seen: set[bytes] = set()  # steps of a window come back with the next frames
         for frame in frames:
             for step, camera in self._pictures(dataset[frame]):
-                image, K = step.images[camera], step.intrinsics.get(camera)
+                image, K = self._shown(step.images[camera]), step.intrinsics.get(camera)
                 key = self.cached.key(image, K)
-                if key in seen:
+                if key in filled.keys:  # steps of a window come back with the next frames
                     continue
-                seen.add(key)
+                filled.keys.add(key)
                 filled.pictures += 1
                 if self.cache.get(key) is not None:
                     filled.found += 1
@@ -143,6 +155,14 @@ class SampleDepth:
         if group[0].K is not None:
             K = torch.from_numpy(np.stack([one.K for one in group])).float()
         return self.cached(pictures, K).numpy()
+
+    def _shown(self, image: np.ndarray) -> np.ndarray:
+        """The picture that is estimated, bytes."""
+        if self.size is None:
+            return image
+        pixels, _ = fit(image, self.size, self.path)
+        assert pixels.dtype == np.uint8  # nothing is cut out, so nothing is interpolated in floats
+        return pixels
 
     def _pictures(self, sample: Sample) -> Iterator[tuple[Observation, str]]:
         for step in sample.observations:

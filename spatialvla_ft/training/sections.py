@@ -116,7 +116,11 @@ class Depth(Section):
     source: Literal["sensor", "estimate", "estimator"] = "estimate"
     checkpoint: str | None = None
     """ZoeDepth, Depth Anything V2 (metric), Depth Pro, or a SpatialVLA checkpoint's ZoeDepth."""
-    cache: Path | None = None
+    cache: Literal["never"] | Path | None = None
+    """Folder of what is kept. With `estimate`, None keeps depth under the output where pictures
+    come back, and `never` estimates it in every forward pass."""
+    cache_gb: float = Field(20.0, gt=0)
+    """With `estimate`, the most that may be kept, in 10^9 bytes."""
     resolution: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
     """Pictures per run of the estimator."""
@@ -128,6 +132,10 @@ class Depth(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Depth:
+        own = {
+            "estimator": ("checkpoint", "cache", "resolution", "batch_size"),
+            "estimate": ("cache", "cache_gb", "batch_size"),
+        }
         if self.source == "estimator":
             absent = [name for name in ("checkpoint", "cache") if getattr(self, name) is None]
             if absent:
@@ -135,19 +143,32 @@ class Depth(Section):
                     f"source estimator needs {' and '.join(absent)}, e.g. depth: {{source: "
                     "estimator, checkpoint: PATH, cache: DIR}"
                 )
-        else:
-            given = sorted(self.model_fields_set - {"source"})
-            if given:
-                raise ValueError(
-                    f"{', '.join(given)} of data.depth belong to source: estimator, but the source "
-                    f"is {self.source}"
-                )
+            if self.cache == "never":
+                raise ValueError("source estimator keeps what it estimates: give cache: DIR")
+        given = sorted(self.model_fields_set - {"source", *own.get(self.source, ())})
+        given = [name for name in given if getattr(self, name) != _default(type(self), name)]
+        if given:
+            owner = next(name for name, fields in own.items() if given[0] in fields)
+            raise ValueError(
+                f"{', '.join(given)} of data.depth belong to source: {owner}, but the source is "
+                f"{self.source}"
+            )
         return self
 
     @model_serializer(mode="wrap")
     def _as_written(self, write: Any) -> Any:
         """The word where a word says it all, so that recipes read and hash as before."""
-        return write(self) if self.source == "estimator" else self.source
+        content = write(self)
+        if self.source == "estimator":
+            return {name: value for name, value in content.items() if name != "cache_gb"}
+        asked = any(content[name] != _default(type(self), name) for name in ("cache", "cache_gb"))
+        if not asked and self.batch_size == _default(type(self), "batch_size"):
+            return self.source
+        return {name: content[name] for name in ("source", "cache", "cache_gb", "batch_size")}
+
+
+def _default(section: type[Section], name: str) -> Any:
+    return section.model_fields[name].default
 
 
 class Data(Section):

@@ -210,12 +210,23 @@ def joined(probes: Sequence[Predictions]) -> Predictions:
     )
 
 
+def validated_frames(run: Run) -> list[list[int]]:
+    """Frames of each held-out dataset that every validation looks at, evenly spaced."""
+    return [_spaced(held, run.recipe.train.validate_samples) for held in run.heldout]
+
+
+def _spaced(dataset: SampleDataset, count: int) -> list[int]:
+    count = min(count, len(dataset))
+    found: list[int] = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+    return found
+
+
 def _batches(
     datasets: Sequence[SampleDataset], count: int, size: int
 ) -> Iterator[tuple[int, list[int]]]:
     """(dataset, frames) of every batch: evenly spaced, each batch spread over the dataset."""
     for i, dataset in enumerate(datasets):
-        frames = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
+        frames = _spaced(dataset, count)
         number = -(-len(frames) // size)
         for start in range(number):
             yield i, frames[start::number]

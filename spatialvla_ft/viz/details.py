@@ -35,7 +35,7 @@ def training(run: RunFiles) -> str:
         )  # fmt: skip
     head = ["training", "seed", "steps", "samples/s, mean", *(n for n, _ in _VALIDATED.values())]
     plots = [
-        picture(figure_uri(figure), f"Loss curves: {title}")
+        picture(figure_uri(figure), f"Loss curves: {title}", kind="pan")
         for title, figure in plot_losses(run.metrics).items()
     ]
     odd = [text for name, lines in run.metrics.items() if (text := held_out(name, lines))]

@@ -39,6 +39,7 @@ def point_clouds(run: RunFiles, scenes: Scenes) -> str:
             f"First frames of two demonstrations in {escape(dataset.name)}: those two of the first "
             "24 episodes whose cameras look in the most different directions. Orange: the patch "
             "with the strongest colour, and its points.",
+            kind="pan",
         ),
         first_view(run, scenes),
     )
@@ -52,6 +53,7 @@ def grids(run: RunFiles) -> str:
             f"Action grid of {GRIDS[name]}",
             f"Action grid of {GRIDS[name]}: distribution of the demonstrated actions per axis, the "
             "fitted density and the edges of the bins.",
+            kind="pan large",
         )
         for name, path in run.grids.items()
     ]

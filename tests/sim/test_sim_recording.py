@@ -96,6 +96,28 @@ def test_the_card_fits_the_schema(recording):
     assert raw["proprio"]["terms"][1] == "zeros(1)"
 
 
+def test_the_card_says_how_it_was_recorded(recording, tmp_path):
+    """Also once it has been to LeRobot and back."""
+    told = load_cards(Path(recording["path"]) / "card.yaml")["demo"].recorded.model_dump()
+    assert told == {
+        "robot": "robot_b",
+        "tasks": ["touch", "pick"],
+        "camera_mode": "random",
+        "cameras": ["front", "wrist"],
+        "image_size": 32,
+        "distractors": [1],
+        "action_noise": 0.1,
+        "seeds": (40, 39 + recording["attempted"]),
+    }
+    there, back = tmp_path / "demo_lerobot", tmp_path / "rlds"
+    for source, target in ((recording["path"], there), (there, back)):
+        done = CliRunner().invoke(app, ["data", "convert", str(source), str(target)])
+        assert done.exit_code == 0, done.output
+    assert load_cards(there / "card.yaml")["demo"].recorded.model_dump() == told
+    (card,) = load_cards(next(back.rglob("card.yaml"))).values()
+    assert card.recorded.model_dump() == told
+
+
 def test_a_running_simulation_feels_as_its_recording(recording):
     dataset = open_dataset(recording["path"], card=None)
     for episode in dataset.episodes.tolist():

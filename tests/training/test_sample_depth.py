@@ -142,7 +142,12 @@ def test_training_on_estimated_depth(recipe_of, checkpoint, tmp_path, monkeypatc
     [
         ("{source: estimator}", "needs checkpoint and cache"),
         ("{source: estimator, cache: c}", "needs checkpoint, e.g."),
-        ("{source: sensor, cache: c}", "cache of data.depth belong to source: estimator"),
+        ("{source: sensor, cache: c}", "cache of data.depth belong to source: estimat"),
+        (
+            "{source: estimate, resolution: 64}",
+            "resolution of .* belong to source: estimator",
+        ),
+        ("{source: estimator, checkpoint: x, cache: never}", "give cache: DIR"),
         ("sensr", r"data.depth.source: .*\(got 'sensr'\)"),
         ("{source: estimator, chekpoint: x, cache: c}", "did you mean checkpoint"),
     ],

@@ -84,9 +84,11 @@ def _predict(
     import torch
 
     from spatialvla_ft.cli.console import watching
-    from spatialvla_ft.evaluation.open_loop import run_open_loop
+    from spatialvla_ft.evaluation.open_loop import predicted_frames, run_open_loop
     from spatialvla_ft.models.lora import is_adapter, load_policy_model
     from spatialvla_ft.training.build import depth_input, estimated_depth
+    from spatialvla_ft.training.depth_plan import Fitted, kept_depth
+    from spatialvla_ft.training.output import DEPTH
 
     recipe = job.final_recipe
     # An adapter's base may lie elsewhere than while it was trained.
@@ -97,6 +99,14 @@ def _predict(
         processor.intrinsic_config[held.name] = statistics_of.intrinsic_config[held.name]
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     depth = estimated_depth(recipe, model, processor.layout.cameras)
+    read = None if depth is None else lambda frame: depth(held[frame])
+    kept = job.final.parent / DEPTH
+    if recipe.data.depth.source == "estimate" and kept.is_dir():
+        # Both policies look through the base's ZoeDepth at the same steps.
+        depth, shown = kept_depth(recipe, processor, kept), Fitted(held, processor.image_size)
+        depth.estimator.to(model.device)
+        depth.fill(shown, predicted_frames(held, FRAMES), batch_size=recipe.data.depth.batch_size)
+        read = lambda frame: depth(shown[frame])  # noqa: E731
     with watching(quiet=job.quiet) as begin:
         what = ADAPTED if statistics_of is None else "base"
         return run_open_loop(
@@ -105,7 +115,7 @@ def _predict(
             held,
             unnorm_key=held.name,
             frames=FRAMES,
-            depth=depth_input(recipe.data.depth),
-            read=None if depth is None else lambda frame: depth(held[frame]),
+            depth=depth_input(recipe.data.depth) if depth is None else "sensor",
+            read=read,
             on_frames=begin(f"{' ' * 11} {what}", min(FRAMES, len(held))),
         )

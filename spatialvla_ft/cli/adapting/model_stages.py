@@ -11,6 +11,7 @@ from spatialvla_ft.cli.adapting.checks import check_fit
 from spatialvla_ft.cli.adapting.evaluating import evaluate, held_out
 from spatialvla_ft.cli.adapting.job import Job
 from spatialvla_ft.cli.adapting.memory import in_words, plan_beside_machine
+from spatialvla_ft.cli.adapting.precision import choose_precision
 from spatialvla_ft.cli.adapting.recipe_yaml import annotated
 from spatialvla_ft.cli.adapting.stages import Done, Outcome, Stage
 
@@ -59,6 +60,10 @@ def _plan(job: Job, done: Done) -> Outcome:
         settled = {"fit": None, "bins": None, "zero_bin": False}
         content["grid"] |= {**settled, "file": done["grid"].files["grid"]}
         origins |= dict.fromkeys([("grid", name) for name in (*settled, "file")], "adapt")
+    precision, words = choose_precision(job)
+    if precision != content["train"]["precision"]:
+        content["train"]["precision"] = precision
+        origins |= {("train", "precision"): "adapt"}
     if job.recipe.train.global_batch is not None:
         content["train"].pop("gradient_accumulation")  # it follows, for any number of processes
     file = job.out / "recipe.yaml"
@@ -74,7 +79,7 @@ def _plan(job: Job, done: Done) -> Outcome:
         "samples of a step": train.global_batch or train.batch_size * train.gradient_accumulation,
     }
     key = ledger.digest_of(identity)
-    lines = _make_room(job, recipe, key)
+    lines = [*words, *_make_room(job, recipe, key)]
     scratch.replace(file)
     memory = plan_beside_machine(recipe, job.base_folder)
     line, warnings = in_words(memory)
@@ -83,7 +88,7 @@ def _plan(job: Job, done: Done) -> Outcome:
     report = job.preflight()
     report.refuse()
     return Outcome(
-        {"training": key, "memory": memory, "plan": report.plan},
+        {"training": key, "memory": memory, "plan": report.plan, "precision": precision},
         files={"recipe": file},
         lines=lines,
         warnings=[*warnings, *_not_told(report, done["inspect"].result["findings"])],
@@ -133,7 +138,7 @@ def _train(job: Job, done: Done) -> Outcome:
     if result is None:
         run, report = job.run(), job.preflight()
         with training_progress(run, quiet=job.quiet) as on_log:
-            result = train(run, on_log=on_log, report=report)
+            result = train(run, on_log=on_log, on_depth=on_log.depth, report=report)
     last = output.last_metrics(Path(recipe.output))
     standing, warnings = int(last.get("validation/warnings", 0)), []
     if standing and found:  # else training itself has told them

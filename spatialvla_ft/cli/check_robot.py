@@ -1,0 +1,117 @@
+"""`spatialvla-ft check-robot`: what a policy means by its numbers, before it moves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from spatialvla_ft.evaluation.robot_check import RobotCheck
+
+
+def check_robot(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or adapter folder.")],
+    dataset: Annotated[
+        Path, typer.Argument(help="Recorded steps of the robot: RLDS or LeRobot folder.")
+    ],
+    card: Annotated[Path | None, typer.Option(help="Dataset card; default card.yaml.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    unnorm_key: Annotated[
+        str | None, typer.Option(help="Statistics to decode with; default the dataset's own.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps to predict, evenly spaced.", min=3)] = 128,
+    camera: Annotated[
+        str | None, typer.Option(help="Slot to draw on; default the policy's first.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a page of HTML with pictures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Lay a policy's motions beside recorded ones: is each axis, unit and gripper what it seems?
+
+    Says which axis looks flipped, swapped or scaled. The page shows both motions as arrows in the
+    camera's picture, for a person to nod at before the robot moves. Exit code 0 whatever it finds.
+
+    Example: spatialvla-ft check-robot exports/my_robot datasets/my_robot/1.0.0 --out check.html
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from spatialvla_ft.cli.console import fail_with
+
+    with fail_with(ValueError, OSError):
+        if not checkpoint.is_dir():
+            raise ValueError(f"{checkpoint} is no folder; give a checkpoint or adapter folder")
+        from spatialvla_ft.data import open_dataset
+        from spatialvla_ft.evaluation.robot_check import check_dataset, predict_recorded
+        from spatialvla_ft.models.lora import load_policy_model
+
+        model, processor = load_policy_model(checkpoint)
+        data = open_dataset(
+            dataset,
+            card=card,
+            horizon=processor.action_chunk_size,
+            split=split,
+            window=processor.layout.window,
+            cameras=processor.layout.cameras,
+        )
+        shown = processor.layout.cameras[0] if camera is None else camera
+        if shown not in processor.layout.cameras:
+            raise ValueError(
+                f"--camera {camera} is not one that the policy looks through: "
+                f"{list(processor.layout.cameras)}"
+            )
+        with Progress(console=Console(stderr=True), disable=as_json) as progress:
+            bar = progress.add_task("steps", total=min(steps, len(data)))
+            predicted = predict_recorded(
+                model,
+                processor,
+                data,
+                unnorm_key=unnorm_key,
+                steps=steps,
+                on_steps=lambda n: progress.update(bar, completed=n),
+            )
+        check = check_dataset(data, predicted, processor)
+        if out is not None:
+            from spatialvla_ft.viz.robot_check import steps_to_draw, write_robot_check
+
+            drawn = steps_to_draw(data, predicted, camera=shown)
+            write_robot_check(check, drawn, predicted, out)
+    if as_json:
+        typer.echo(json.dumps(check.to_dict()))
+        return
+    console = Console(highlight=False)
+    _show(check, console)
+    if out is not None:
+        console.print(f"page: {out}", soft_wrap=True)
+
+
+def _show(check: RobotCheck, console) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from spatialvla_ft.viz.robot_check import HEAD, axis_rows, facts
+
+    table = Table(title=f"{check.steps} steps of {check.dataset}", title_justify="left",
+                  box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+    for i, heading in enumerate(HEAD):
+        table.add_column(heading, justify="left" if i in (0, 5, 6) else "right", no_wrap=True)
+    for row in axis_rows(check.axes):
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    for line in facts(check):
+        console.print(Text(line), soft_wrap=True)
+    for text in check.warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+    untold = f", but {', '.join(check.untold)} cannot be told" if check.untold else ""
+    told = {
+        "fine": Text(f"fine: nothing looks wrong{untold}; see the page, then move slowly", "green"),
+        "look": Text("look before it moves: what looks wrong stands above", "bold red"),
+        "unclear": Text(
+            "unclear: the policy follows these motions too little to tell its axes", "yellow"
+        ),
+    }
+    console.print(told[check.verdict], soft_wrap=True)
