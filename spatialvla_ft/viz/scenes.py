@@ -206,6 +206,7 @@ def first_view(run: RunFiles, scenes: Scenes) -> str:
         f"Before its first action of episode {first.seed}: this picture, its depth, the camera's "
         f"intrinsics and the words “{escape(first.instruction)}”. White lines: edges of the image "
         "patches. Depth beyond the colour bar, if any, is the floor behind the table.",
+        kind="pan",
     )
 
 

@@ -43,6 +43,38 @@ def test_table():
     assert "a policy that does not read" in " ".join(done.stdout.split())
 
 
+def test_conditions_of_the_demonstrations(tmp_path):
+    """The documented way: record with the defaults, evaluate without options."""
+    record = f"data record --robot robot_b --episodes 2 --image-size 16 --out {tmp_path}"
+    done = CliRunner().invoke(app, record.split())
+    assert done.exit_code == 0, done.output
+    data = tmp_path / "robot_b_touch" / "1.0.0"
+    plain = ["eval", "sim", "--policy", "mean-action", "--dataset", str(data), "--episodes", "2"]
+    done = CliRunner().invoke(app, [*plain, "--json"])
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)
+    assert (found["robot"], found["task"]) == ("robot_b", "touch")
+    settings = {"image_size": 16, "camera_mode": "fixed", "distractors": [1]}
+    assert found["settings"].items() >= settings.items()
+    assert found["conditions"]["dataset"] == "robot_b_touch/1.0.0"
+    told = " ".join(done.stderr.split())
+    assert "as robot_b_touch/1.0.0 was recorded: robot robot_b; task touch; image-size 16" in told
+    assert "warning" not in told
+
+    done = CliRunner().invoke(app, [*plain, "--seed", "1", "--camera-mode", "random", "--json"])
+    (found,) = json.loads(done.stdout)
+    assert found["settings"]["camera_mode"] == "random"
+    told = " ".join(done.stderr.split())
+    assert "--camera-mode is random, but robot_b_touch/1.0.0 was recorded with fixed" in told
+    assert "the policy may know these" in told
+
+
+def test_a_robot_must_be_known():
+    done = CliRunner().invoke(app, ["eval", "sim", "--policy", "no-motion", "--episodes", "1"])
+    assert done.exit_code == 1
+    assert "give the robot: --robot robot_a or --robot robot_b" in " ".join(done.stderr.split())
+
+
 def test_without_the_swap_test_nothing_is_said_of_it():
     done = invoke("--episodes", "1", "--json")
     (short,) = json.loads(done.stdout)

@@ -133,6 +133,33 @@ def test_the_exit_code_says_whether_the_job_was_done(tmp_path, monkeypatch, flag
     assert "it works; 7 of 9" in result.output.replace("\n", " ")
 
 
+@pytest.mark.parametrize(("flags", "told"), [((), True), (("--resume",), False)])
+def test_the_wall_time_is_told_where_one_go_ran_all_stages(tmp_path, monkeypatch, flags, told):
+    """It stands beside the sum of the stages, so the report must find it when it reads the run."""
+    from typer.testing import CliRunner
+
+    from spatialvla_ft.cli import quickstart
+    from spatialvla_ft.cli.main import app
+    from spatialvla_ft.viz.gate import Condition, Verdict
+
+    found = []
+
+    def report(runs, out, console):
+        found.append(json.loads((runs / "environment.json").read_text()))
+        return Verdict((Condition("it works", "9 of 9", True),)), {}
+
+    monkeypatch.setattr(StageRunner, "run", lambda self, stages: time.sleep(0.3))
+    monkeypatch.setattr(quickstart, "_report", report)
+    monkeypatch.setattr(quickstart, "_summary", lambda runs, seed: "")
+    runs = tmp_path / "runs"
+    done = CliRunner().invoke(app, ["quickstart", "--runs", str(runs), *flags])
+    assert done.exit_code == 0, done.output
+    (environment,) = found
+    assert "python" in environment
+    assert ("wall_seconds" in environment) == told
+    assert not told or 0.3 <= environment["wall_seconds"] < 60
+
+
 def test_a_stage_that_fails_is_an_error_with_its_log(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 

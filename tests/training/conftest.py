@@ -14,6 +14,9 @@ from tiny_world import BINS, SIZES, tiny_model, tiny_processor
 
 from spatialvla_ft.training.recipe import load_recipe
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "depth"))
+import depth_zoo
+
 WRITERS = Path(__file__).parents[1] / "data"
 TEXT = {
     **SIZES,
@@ -56,6 +59,22 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     processor = tiny_processor()
     tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seeing_base(tmp_path_factory):
+    """A base with a ZoeDepth whose depth is another one in every pixel."""
+    folder = tmp_path_factory.mktemp("seeing")
+    processor = tiny_processor()
+    zoe = depth_zoo.zoedepth().config.to_dict()
+    model = tiny_model(processor, depth_source="zoe", vision_zoe_config=zoe)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.vision_zoe_model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

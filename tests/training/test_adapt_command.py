@@ -20,8 +20,11 @@ from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import load_cards, open_dataset
 from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
 from spatialvla_ft.data.rlds.index import build_index
+from spatialvla_ft.depth import load as depth_load
+from spatialvla_ft.depth.cache import DepthCache
 from spatialvla_ft.models.lora import is_adapter
 from spatialvla_ft.models.processing_spatialvla import SpatialVLAProcessor
+from spatialvla_ft.training import step_cost
 from spatialvla_ft.training.loop import Loop
 from spatialvla_ft.training.recipe import load_recipe
 
@@ -326,3 +329,65 @@ def test_a_training_from_before_ranges_were_widened_is_kept(lab):
     more = ("--stop-after", "statistics", "--accept-errors", "train.steps=1")
     by_quantiles = lab.done_again(*more, "data.action_range=quantiles")
     assert list(by_quantiles) == ["statistics"]
+
+
+class Seeing(Lab):
+    """A lab whose base has a ZoeDepth, and whose recipe asks for bf16 as the shipped ones do."""
+
+    def __init__(self, data, base, folder):
+        super().__init__(data, base, folder)
+        text = RECIPE.replace("depth: sensor", "depth: estimate").replace("steps: 4", "steps: 40")
+        text = text.replace("save_every: 2", "save_every: 40")
+        self.recipe.write_text(text.replace("threads: 1", "threads: 1\n  precision: bf16"))
+
+
+@pytest.fixture
+def seeing(demo_data, seeing_base, tmp_path):
+    data = tmp_path / "demo" / "1.0.0"
+    shutil.copytree(demo_data, data, ignore=shutil.ignore_patterns("frame_index"))
+    return Seeing(data, seeing_base, tmp_path)
+
+
+def test_depth_is_kept_and_shared_with_the_evaluation(seeing, monkeypatch):
+    monkeypatch.setattr(step_cost, "bf16_beside_float32", lambda width: 3.0)
+    looks = []
+    estimate = depth_load.DeferredEstimator.__call__
+    monkeypatch.setattr(
+        depth_load.DeferredEstimator,
+        "__call__",
+        lambda self, pictures, K=None: looks.append(len(pictures)) or estimate(self, pictures, K),
+    )
+    report = seeing.json("--accept-errors")
+    kept = DepthCache(seeing.out / "train" / "depth_cache").size().entries
+    assert sum(looks) == kept > 0  # the base and the adapted policy too look at what is kept
+    assert report["open_loop"]["l1"].keys() >= {"adapted", "base, not adapted"}
+    plan = json.loads((seeing.out / "stages" / "plan.json").read_text())["result"]["plan"]
+    assert "estimated once" in plan["depth"]
+
+
+def test_bf16_gives_way_where_it_is_slower(seeing, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        step_cost, "bf16_beside_float32", lambda width: measured.append(width) or 3.0
+    )
+    stop = ("--stop-after", "plan", "--accept-errors")
+    done = seeing.call(*stop)
+    assert "precision: float32, because bf16 products, which the recipe asks for, take 3.0" in (
+        " ".join(done.output.split())
+    )
+    recipe = load_recipe(seeing.out / "recipe.yaml")
+    assert recipe.train.precision == "float32"
+    line = next(
+        t for t in (seeing.out / "recipe.yaml").read_text().splitlines() if "precision" in t
+    )
+    assert line.endswith("# adapt")
+    # A busy moment later does not make it another training.
+    monkeypatch.setattr(step_cost, "bf16_beside_float32", lambda width: 0.5)
+    assert seeing.done_again(*stop, "train.clip_norm=0.5") == {
+        "plan": "changed: train.clip_norm was 1.0, is 0.5"
+    }
+    assert load_recipe(seeing.out / "recipe.yaml").train.precision == "float32"
+    assert measured == [32]
+    # What the command line asks for stays.
+    seeing.call(*stop, "train.precision=bf16")
+    assert load_recipe(seeing.out / "recipe.yaml").train.precision == "bf16"

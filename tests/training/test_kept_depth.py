@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_world import tiny_model, tiny_processor
 
 from spatialvla_ft.data.image_path import fit_step
 from spatialvla_ft.depth.packing import RELATIVE_ERROR
@@ -24,28 +22,9 @@ from spatialvla_ft.training.identity import recipe_identity
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.recipe import RecipeError
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "depth"))
-import depth_zoo
-
 LOSS_TOLERANCE = 1e-3
 """Relative; depth that is kept is off by at most 2**-11 of itself."""
 OFTEN = ("train.steps=40", "train.save_every=40", "data.workers=0")
-
-
-@pytest.fixture(scope="module")
-def seeing_base(tmp_path_factory):
-    """A base with a ZoeDepth whose depth is another one in every pixel."""
-    folder = tmp_path_factory.mktemp("seeing")
-    processor = tiny_processor()
-    zoe = depth_zoo.zoedepth().config.to_dict()
-    model = tiny_model(processor, depth_source="zoe", vision_zoe_config=zoe)
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.vision_zoe_model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -187,3 +187,15 @@ def test_numbers():
     assert [seconds(s).replace("\u00a0", " ") for s in (0.04, 89.9, 119.6, 3600)] == [
         "0.0 s", "89.9 s", "2 min 00 s", "60 min 00 s",
     ]  # fmt: skip
+
+
+def test_wide_pictures_keep_their_size_on_a_phone(page):
+    """They are panned: shrunk to 360 pixels, their words would be a few pixels high."""
+    figures = re.findall(r'<figure class="([^"]*)"><img [^>]*alt="([^"]*)"', page)
+    for kind, alt in figures:
+        if alt.startswith(("Loss curves", "Action grid", "Point clouds", "Camera picture")):
+            assert "pan" in kind.split(), alt
+    assert {alt.split()[0] for _, alt in figures} >= {"Loss", "Action"}
+    narrow = page[page.index("@media (max-width: 700px)") :]
+    assert ".pan img, .plots .pan img { max-width: none; width: 860px; }" in narrow
+    assert ".pan { overflow-x: auto; }" in page
