@@ -185,8 +185,8 @@ def facts(check: RobotCheck) -> list[str]:
     ]
     if check.moved is not None:
         wrong = [one.name for one in check.moved if one.verdict in ("flipped", "swapped")]
-        told = f"not in {', '.join(wrong)}" if wrong else "along the recorded actions"
-        lines.append(f"the recorded tool itself moves: {told}")
+        but = f", but not in {', '.join(wrong)}" if wrong else ""
+        lines.append(f"the recorded tool moves as the recorded actions say{but}")
     return lines
 
 

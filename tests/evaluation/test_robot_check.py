@@ -241,7 +241,7 @@ def test_the_right_card_is_fine(knowing, recording, monkeypatch, tmp_path):
     text = out.read_text()
     assert "Nothing looks wrong" in text
     assert text.count("data:image/png") == page.SHOWN + 1
-    assert "the recorded tool itself moves: along the recorded actions" in text
+    assert "the recorded tool moves as the recorded actions say</li>" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
 
 
