@@ -193,7 +193,7 @@ def record_dataset(
 
 
 def write(channel: Channel, plan: Plan, out: Path, name: str) -> None:
-    """The writing process: takes episodes, None, the number of attempts; answers with the folder."""
+    """The writing process: takes episodes, None, how many were attempted; answers with the path."""
     path = write_rlds(
         iter(channel.recv, None),
         out=out,
