@@ -110,8 +110,9 @@ def test_the_card_says_how_it_was_recorded(recording, tmp_path):
         "seeds": (40, 39 + recording["attempted"]),
     }
     there, back = tmp_path / "demo_lerobot", tmp_path / "rlds"
-    for source, target in ((recording["path"], there), (there, back)):
-        done = CliRunner().invoke(app, ["data", "convert", str(source), str(target)])
+    for source, target, to in ((recording["path"], there, "lerobot"), (there, back, "rlds")):
+        command = ["data", "convert", str(source), str(target), "--to", to]
+        done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output
     assert load_cards(there / "card.yaml")["demo"].recorded.model_dump() == told
     (card,) = load_cards(next(back.rglob("card.yaml"))).values()
