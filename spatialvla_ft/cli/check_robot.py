@@ -37,11 +37,10 @@ def check_robot(
     Example: spatialvla-ft check-robot exports/my_robot datasets/my_robot/1.0.0 --out check.html
     """
     from rich.console import Console
-    from rich.progress import Progress
 
-    from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.console import fail_with, watching
 
-    with fail_with(ValueError, OSError):
+    with fail_with():
         if not checkpoint.is_dir():
             raise ValueError(f"{checkpoint} is no folder; give a checkpoint or adapter folder")
         from spatialvla_ft.data import open_dataset
@@ -63,15 +62,14 @@ def check_robot(
                 f"--camera {camera} is not one that the policy looks through: "
                 f"{list(processor.layout.cameras)}"
             )
-        with Progress(console=Console(stderr=True), disable=as_json) as progress:
-            bar = progress.add_task("steps", total=min(steps, len(data)))
+        with watching(quiet=as_json) as begin:
             predicted = predict_recorded(
                 model,
                 processor,
                 data,
                 unnorm_key=unnorm_key,
                 steps=steps,
-                on_steps=lambda n: progress.update(bar, completed=n),
+                on_steps=begin("steps", min(steps, len(data))),
             )
         check = check_dataset(data, predicted, processor)
         if out is not None:
