@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,13 +81,16 @@ def write_base(dataset: Path, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def measure(way: str, dataset: Path, base: Path, output: Path, steps: int) -> Measured:
+def measure(
+    way: str, dataset: Path, base: Path, output: Path, steps: int, episodes: int | None
+) -> Measured:
     """Adapt once."""
     overrides = [f"output={output}", f"model.base={base}", f"data.datasets.0.path={dataset}"]
     overrides += [f"data.depth={WAYS[way]}", "data.augment=null", "data.workers=1"]
     overrides += [f"train.steps={steps}", f"train.global_batch={BATCH}", "train.log_every=1"]
     overrides += ["train.precision=float32", f"train.validate_every={steps // 2}"]
-    overrides += ["train.validate_samples=16", f"train.save_every={steps}", "data.holdout=0.2"]
+    overrides += ["train.validate_samples=4", f"train.save_every={steps}", "data.holdout=0.2"]
+    overrides += [] if episodes is None else [f"data.datasets.0.episodes={episodes}"]
     run = build(load_recipe(RECIPE, overrides))
     report = preflight(run)
     began = time.perf_counter()
@@ -112,38 +116,38 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--passes", type=float, default=4, help="looks at each training frame")
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--episodes", type=int, help="use only so many")
     asked = parser.parse_args()
+    found: dict[str, list[Measured]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as place:
         base = Path(place) / "base"
         write_base(asked.dataset, base)
-        frames = len(open_dataset(asked.dataset, card=None))
-        steps = max(2, int(asked.passes * 0.8 * frames / BATCH))
-        found = [
-            measure(way, asked.dataset, base, Path(place) / "run", steps)
-            for _ in range(asked.rounds)
-            for way in WAYS
-        ]
-    kept, every = ([one for one in found if one.way == way] for way in WAYS)
-    pairs = list(zip(kept, every, strict=True))
-    losses = np.array([[a.losses, b.losses] for a, b in pairs])
-    content = {
+        for _ in range(asked.rounds):
+            for way, done in found.items():
+                where = (asked.dataset, base, Path(place) / "run")
+                done.append(measure(way, *where, asked.steps, asked.episodes))
+            asked.out.write_text(json.dumps(report(found), indent=1) + "\n", encoding="utf-8")
+    shown = {name: value for name, value in report(found).items() if name != "runs"}
+    print(json.dumps(shown, indent=1))
+
+
+def report(found: dict[str, list[Measured]]) -> dict[str, Any]:
+    """Ratios of runs that followed one another, and how far their losses are apart."""
+    pairs = list(zip(*(found[way] for way in WAYS), strict=True))
+    losses = np.array([[one.losses for one in pair] for pair in pairs])
+    return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": version("torch"),
         "threads": torch.get_num_threads(),
-        "frames": frames,
-        "steps": steps,
         "batch": BATCH,
-        "rate ratio": [a.rate / b.rate for a, b in pairs],
-        "seconds ratio": [a.seconds / b.seconds for a, b in pairs],
+        "rate, kept over every pass": [kept.rate / every.rate for kept, every in pairs],
+        "seconds, every pass over kept": [every.seconds / kept.seconds for kept, every in pairs],
         "greatest relative difference of a loss": float(
             np.abs(losses[:, 0] / losses[:, 1] - 1).max()
         ),
-        "runs": [asdict(one) for one in found],
+        "runs": [asdict(one) for done in found.values() for one in done],
     }
-    asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    shown = {name: value for name, value in content.items() if name != "runs"}
-    print(json.dumps(shown, indent=1))
 
 
 if __name__ == "__main__":
