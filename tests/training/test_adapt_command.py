@@ -15,7 +15,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from spatialvla_ft.cli.adapting import memory, model_stages
+from spatialvla_ft.cli.adapting import fingerprints, memory, model_stages
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import load_cards, open_dataset
 from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
@@ -391,3 +391,11 @@ def test_bf16_gives_way_where_it_is_slower(seeing, monkeypatch):
     # What the command line asks for stays.
     seeing.call(*stop, "train.precision=bf16")
     assert load_recipe(seeing.out / "recipe.yaml").train.precision == "bf16"
+
+
+def test_a_card_without_the_later_fields_is_the_same_as_before(demo_data):
+    """The hash of a job that was begun when cards had no `video`, `recorded` or `several`."""
+    card = load_cards(demo_data / "card.yaml")["demo"]
+    assert fingerprints.of_card(card) == "f2a5d0067dff5523"
+    other = card.model_copy(update={"language": card.language.model_copy(update={"errors": "x"})})
+    assert fingerprints.of_card(other) != "f2a5d0067dff5523"

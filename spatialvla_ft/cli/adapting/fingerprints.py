@@ -6,10 +6,15 @@ import hashlib
 import json
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from spatialvla_ft.data.card import Card
 
 WHOLE = 4 * 2**20
 """Files up to so many bytes are read whole, ..."""
+LATER = ("video", "recorded")
+LATER_OF_LANGUAGE = ("several", "encoding", "errors")
+"""Fields that cards did not always have: they count where they say something."""
 CHUNKS, CHUNK = 64, 64 * 2**10
 """... of larger ones so many pieces of so many bytes, evenly spread."""
 
@@ -38,5 +43,14 @@ def of_checkpoint(folder: Path) -> str:
 def of_card(card: Card) -> str:
     """Of what a card says; comments and the order of its lines count for nothing."""
     content = card.model_dump(exclude={"source_hash", "name"})
+    for model, values, names in (
+        (type(card), content, LATER),
+        (type(card.language), content["language"], LATER_OF_LANGUAGE),
+    ):
+        for name in names:
+            default = getattr(model.model_construct(), name)
+            plain = default.model_dump() if isinstance(default, BaseModel) else default
+            if values[name] == plain:  # as before, so that earlier jobs hold
+                del values[name]
     text = json.dumps(content, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
