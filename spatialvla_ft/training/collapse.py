@@ -30,7 +30,7 @@ RARE = 0.05
 """A gripper state must make up this share of the data to be missed."""
 LEAST_CHANGED = 0.02
 """Share of tokens that other pictures must change."""
-LEAST_REWORDED = 0.05
+LEAST_REWORDED = 0.12
 """Share that other words must change; unread words stir more than unseen pictures (docs/log.md)."""
 DATA_CHANGES = 0.2
 """Where the recorded tokens of the frames differ less, they need change nothing."""
