@@ -80,7 +80,10 @@ def row_troubles(store: LeRobotStore, keys: Iterable[str], *, words: bool) -> li
         digest.hexdigest()[:24],
         lambda: [asdict(trouble) for trouble in _read_rows(store, videos, words)],
     )
-    return [Trouble(**trouble) for trouble in kept]
+    found = [Trouble(**trouble) for trouble in kept]
+    if not any(trouble.serious for trouble in found):
+        store.checked_rows.update(videos)
+    return found
 
 
 def _read_rows(store: LeRobotStore, videos: list[str], words: bool) -> list[Trouble]:

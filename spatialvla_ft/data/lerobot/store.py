@@ -57,6 +57,10 @@ class LeRobotStore:
         fast_dct: decode JPEG as TensorFlow does, see `decode_rgb`.
         video: how frames of videos are found, from the dataset's card.
 
+    Attributes:
+        checked_rows: videos of which every row was found to be right, so that none is looked at
+            once more when it is read.
+
     Raises:
         DatasetError: no LeRobot dataset, or a version that is not read.
     """
@@ -84,6 +88,7 @@ class LeRobotStore:
         self.video = video
         self._cache: OrderedDict[int, _Part] = OrderedDict()
         self._owned: dict[str, Float64[np.ndarray, " n"]] = {}
+        self.checked_rows: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
@@ -279,8 +284,9 @@ class LeRobotStore:
         stored = self._fetch(episode, CLOCKS)
         clocks = [to_floats(stored[k], k, self.name) if k in stored else None for k in CLOCKS]
         rows = Rows(np.full(length, episode, np.int64), np.arange(length), *clocks)
-        owned = {key: self.owned_frames(key)}
-        refuse("", rows.troubles(self.info.fps, self.video.time, owned))
+        if key not in self.checked_rows:
+            owned = {key: self.owned_frames(key)}
+            refuse("", rows.troubles(self.info.fps, self.video.time, owned))
         return rows.frames(self.info.fps, self.video.time) / self.info.fps
 
     def owned_frames(self, key: str) -> Float64[np.ndarray, " n"]:
@@ -353,8 +359,8 @@ class LeRobotStore:
 
     def _words(self, episode: int) -> NDArray[Any]:
         numbers = self._column(episode, TASK_INDEX)
-        owners = np.full(len(numbers), episode, np.int64)
-        steps = np.arange(len(numbers))
-        refuse(self.name, task_troubles(numbers, owners, steps, self.tasks, self.episodes))
-        words = {number: self.tasks[number] for number in set(numbers.tolist())}
-        return np.array([words[number] for number in numbers.tolist()], dtype=object)
+        if len(self.tasks) > 1 or not set(numbers.tolist()) <= self.tasks.keys():
+            owners = np.full(len(numbers), episode, np.int64)
+            steps = np.arange(len(numbers))
+            refuse(self.name, task_troubles(numbers, owners, steps, self.tasks, self.episodes))
+        return np.array([self.tasks[number] for number in numbers.tolist()], dtype=object)

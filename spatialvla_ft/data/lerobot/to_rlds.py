@@ -200,7 +200,9 @@ def _losses(store: LeRobotStore, mapping: Mapping) -> Report:
                 "added after the conversion from RLDS, whose features are kept"
             )
     for entry in mapping.entries:
-        if entry.how == "depth" and (entry.dtype != "uint16" or entry.scale != 1e-4):
+        stored = entry.how == "depth" and store.feature(entry.lerobot).dtype == "image"
+        other = entry.dtype != "uint16" or entry.scale != DEPTH_SCALE
+        if entry.how == "depth" and other and not stored:  # pictures are kept as they are
             report.inexact[entry.lerobot] = (
                 f"from 0.1 mm to {entry.dtype}, {entry.scale:g} m a unit: exact where that way was"
             )

@@ -370,6 +370,7 @@ def test_depth_as_tiff(tmp_path, place, unit):
     mapping = mapping_of(dataset.store, "rgbd")
     (entry,) = [entry for entry in mapping.entries if entry.how == "depth"]
     assert entry.dtype == ("uint16" if unit == "mm" else "float32")
+    assert set(_losses(dataset.store, mapping).inexact) == {KEY}
     step = _example(dataset.store, mapping, 1)["steps"][2]["observation"][entry.keys[-1]]
     np.testing.assert_array_equal(step[..., 0], stored[9])
 
