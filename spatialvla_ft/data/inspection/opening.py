@@ -72,7 +72,8 @@ def _field(feature: Feature) -> Field:
     stored = str(feature.info.get("video.codec", feature.dtype)) if feature.is_picture else ""
     dtype = "uint8" if feature.is_picture and not feature.is_depth else feature.dtype
     shape = () if feature.shape == (1,) else feature.shape
-    return Field(feature.key, kind, dtype, shape, "step", stored, feature.names or ())
+    names, note = feature.names or (), feature.obstacle or ""
+    return Field(feature.key, kind, dtype, shape, "step", stored, names, note)
 
 
 def open_source(place: str | Path | FrameIndex) -> Source:
@@ -111,7 +112,7 @@ def findings_of_files(source: Source, card: Card) -> list[Finding]:
     troubles = clip_troubles(store, keys)
     if any(trouble.serious for trouble in troubles):
         keys = []  # rows are looked at once their clips are right
-    words = card.language.kind != "none" and card.language.key == TASK
+    words = TASK in card.language.keys
     try:
         troubles += row_troubles(store, keys, words=words)
         check_files(store, keys, np.arange(len(store.episodes)))

@@ -81,7 +81,7 @@ def open_lerobot(
     refuse(store.name, clip_troubles(store, seen))
     if cameras is not None:  # pictures will be read, so a hole is told now and not hours later
         check_files(store, seen, dataset.episodes)
-        words = card.language.kind != "none" and card.language.key == TASK
+        words = TASK in card.language.keys
         refuse(store.name, row_troubles(store, seen, words=words))
     warn_where_slow(store, pictures)
     return dataset
