@@ -277,7 +277,7 @@ def test_the_share_is_measured(recipe_for, monkeypatch):
 
 def test_bf16_on_a_processor_is_measured_and_told(recipe_for, monkeypatch):
     threads = torch.get_num_threads()
-    assert 0 < step_cost.bf16_beside_float32(32)
+    assert step_cost.bf16_beside_float32(32) > 0
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(preflight, "depth_share", lambda run: None)
     monkeypatch.setattr(preflight, "bf16_beside_float32", lambda width: 2.5)
