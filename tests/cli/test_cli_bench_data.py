@@ -12,6 +12,7 @@ from spatialvla_ft.bench import data
 from spatialvla_ft.bench.child import Child, run
 from spatialvla_ft.bench.mixture_start import Start
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.processes import ChildError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -128,9 +129,10 @@ def test_a_grown_dataset_repeats_its_shards(tmp_path):
 def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch):
     (tmp_path / "breaks.py").write_text("input()\nraise RuntimeError('no such folder')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with Child("breaks") as child, pytest.raises(OSError, match=r"(?s)breaks ended:.*no such fold"):
+    said = r"(?s)breaks ended with exit code 1: .*no such folder"
+    with Child("breaks") as child, pytest.raises(ChildError, match=said):
         child.ask({})
-    with pytest.raises(OSError, match="no_such_module failed"):
+    with pytest.raises(ChildError, match="no_such_module"):
         run("no_such_module", [])
 
 

@@ -14,6 +14,7 @@ from spatialvla_ft.processes import ChildError
 REFUSED = {
     "adapt": "gone --base gone",
     "bench": "codec --out taken/bench.json --rounds 1",
+    "check-robot": "../gone gone",
     "data annotate": "gone --out out",
     "data convert": "gone out --to rlds",
     "data depth": "gone --estimator gone --cache cache",

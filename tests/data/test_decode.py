@@ -96,7 +96,7 @@ def test_pictures_that_are_plain_tensors_are_judged_as_everywhere(pixels):
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_a_camera_of_16_bits_is_refused_when_the_dataset_is_opened(dtype):
     """tfds keeps float32 images as the bytes of an RGBA PNG, which would pass for colours."""
-    store = store_of(SimpleNamespace(kind="image", dtype=np.dtype(dtype)))
+    store = store_of(SimpleNamespace(kind="image", dtype=np.dtype(dtype), shape=(), ragged=False))
     with pytest.raises(DatasetError, match=f"'cam' of lab/1.0.0 is an image of {dtype}, .*depth:"):
         store.check_image("cam", depth=False)
     store.check_image("cam", depth=True)
