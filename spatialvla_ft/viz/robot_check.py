@@ -373,9 +373,9 @@ def _step(one: Drawn, space: ActionSpace) -> str:
         if group.role == "gripper":
             said = ["open" if values[0] >= 0.5 else "closed" for values in pair]
         elif group.unit == "rad":
-            said = [", ".join(f"{np.degrees(v):.1f}°" for v in values) for values in pair]
+            said = [", ".join(f"{float(np.degrees(v)):z.1f}°" for v in values) for values in pair]
         elif group.unit == "m":
-            said = [", ".join(f"{1000 * v:.1f}" for v in values) + " mm" for values in pair]
+            said = [", ".join(f"{float(1000 * v):z.1f}" for v in values) + " mm" for values in pair]
         else:
             said = [", ".join(f"{v:.3g}" for v in values) for values in pair]
         parts.append(f"{escape('/'.join(group.names))}: recorded {said[0]}, predicted {said[1]}")
