@@ -32,7 +32,8 @@ _IMPORTS = m.SimpleStatementLine(body=[m.AtLeastN(m.ImportFrom() | m.Import(), n
 _FUTURE = m.SimpleStatementLine(body=[m.ImportFrom(module=m.Name("__future__"))])
 _CHECKING = m.If(test=m.Name("TYPE_CHECKING"))
 _SENTENCE = m.SimpleStatementLine(body=[m.Expr(m.SimpleString() | m.ConcatenatedString())])
-EMPTY = '"""TODO."""\n\nfrom __future__ import annotations\n'
+UNSAID = '"""What is in here has not been said yet."""\n'
+EMPTY = f"{UNSAID}\nfrom __future__ import annotations\n"
 
 
 class Plan(NamedTuple):
@@ -434,7 +435,7 @@ def _write(plan: Plan, trees: dict[str, cst.Module], problems: list[str]) -> Non
         new.write_text(tree.code)
         start = new.parent / "__init__.py"
         if module and not start.is_file():
-            start.write_text('"""TODO."""\n')
+            start.write_text(UNSAID)
             problems.append(f"{start} is new and wants a sentence")
 
 

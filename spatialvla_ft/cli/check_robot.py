@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 def check_robot(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or adapter folder.")],
     dataset: Annotated[
-        Path, typer.Argument(help="Recorded steps of the robot: RLDS or LeRobot folder.")
+        str,
+        typer.Argument(help="Recorded steps of the robot: RLDS or LeRobot folder, or an address."),
     ],
+    base: Annotated[
+        str | None, typer.Option(help="An adapter's base, if it is not where it was.")
+    ] = None,
     card: Annotated[Path | None, typer.Option(help="Dataset card; default card.yaml.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     unnorm_key: Annotated[
@@ -38,24 +42,16 @@ def check_robot(
     """
     from rich.console import Console
 
-    from spatialvla_ft.cli.console import fail_with, watching
+    from spatialvla_ft.cli.console import fail_with, no_bars_of_weights, watching
 
     with fail_with():
-        if not checkpoint.is_dir():
-            raise ValueError(f"{checkpoint} is no folder; give a checkpoint or adapter folder")
-        from spatialvla_ft.data import open_dataset
+        from spatialvla_ft.evaluation.open_loop import open_recorded
         from spatialvla_ft.evaluation.robot_check import check_dataset, predict_recorded
         from spatialvla_ft.models.lora import load_policy_model
 
-        model, processor = load_policy_model(checkpoint)
-        data = open_dataset(
-            dataset,
-            card=card,
-            horizon=processor.action_chunk_size,
-            split=split,
-            window=processor.layout.window,
-            cameras=processor.layout.cameras,
-        )
+        no_bars_of_weights()
+        model, processor = load_policy_model(checkpoint, base=base)
+        data = open_recorded(dataset, processor, card=card, split=split)
         shown = processor.layout.cameras[0] if camera is None else camera
         if shown not in processor.layout.cameras:
             raise ValueError(

@@ -36,20 +36,12 @@ def open_loop(
     from spatialvla_ft.cli.console import fail_with, no_bars_of_weights, watching
 
     with fail_with():
-        from spatialvla_ft.data import open_dataset
-        from spatialvla_ft.evaluation.open_loop import run_open_loop
+        from spatialvla_ft.evaluation.open_loop import open_recorded, run_open_loop
         from spatialvla_ft.models.lora import load_policy_model
 
         no_bars_of_weights()
         model, processor = load_policy_model(checkpoint, base=base)
-        data = open_dataset(
-            dataset,
-            card=card,
-            horizon=processor.action_chunk_size,
-            split=split,
-            window=processor.layout.window,
-            cameras=processor.layout.cameras,
-        )
+        data = open_recorded(dataset, processor, card=card, split=split)
         with watching(quiet=as_json) as begin:
             result = run_open_loop(
                 model,

@@ -87,16 +87,9 @@ def export(
         def make_inputs(processor: Any, config: Any) -> Any:
             if dataset is None:
                 return random_inputs(processor, config, count=samples)
-            from spatialvla_ft.data import open_dataset
+            from spatialvla_ft.evaluation.open_loop import open_recorded
 
-            data = open_dataset(
-                dataset,
-                card=card,
-                horizon=processor.action_chunk_size,
-                split=split,
-                window=processor.layout.window,
-                cameras=processor.layout.cameras,
-            )
+            data = open_recorded(dataset, processor, card=card, split=split)
             return recorded_inputs(data, processor, config, count=samples, unnorm_key=unnorm_key)
 
         for_card: dict[str, Any] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from ..actions.normalise import ActionStatistics, normalise
 from ..actions.ranges import lost_dimensions, lost_words
+from ..data.dataset import open_dataset
 from ..data.sample import Sample
 from ..data.sample_dataset import SampleDataset
 from ..data.statistics import normalised_dimensions
@@ -48,6 +50,20 @@ class OpenLoop:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def open_recorded(
+    dataset: str | Path, processor: SpatialVLAProcessor, *, card: Path | None, split: str
+) -> SampleDataset:
+    """Recorded steps as a policy takes them in: its cameras, its window, its chunk of actions."""
+    return open_dataset(
+        dataset,
+        card=card,
+        horizon=processor.action_chunk_size,
+        split=split,
+        window=processor.layout.window,
+        cameras=processor.layout.cameras,
+    )
 
 
 def predicted_frames(dataset: SampleDataset, count: int) -> list[int]:

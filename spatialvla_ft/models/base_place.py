@@ -75,8 +75,9 @@ def find_base(folder: Path, *, given: str | None = None) -> str:
     raise ValueError(
         f"{folder} is an adapter of a base: {named} is no checkpoint folder, neither from the "
         f"working directory nor from the adapter's folder or any above it{silence}. Put the base "
-        "back, or say where it lies now: --base FOLDER with `export`, `push`, `eval sim` and "
-        "`eval open-loop`, base= in Python; an export with the base merged needs none"
+        "back, or say where it lies now: --base FOLDER with `export`, `push`, `eval sim`, "
+        "`eval open-loop` and `check-robot`, base= in Python; an export with the base merged needs "
+        "none"
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether a run keeps the depth of its pictures: what it would save, and what it takes on disk.
+"""Whether a run keeps the depth of its pictures, what that takes on disk, and filling the cache.
 
 A frozen ZoeDepth says the same of a picture whenever it comes back. Where the pictures of a run
 come back, each is estimated once, before the first step, as inference sees it: whole, in the
@@ -7,12 +7,17 @@ model's size. A random crop then cuts the depth that is kept (docs/decisions/001
 
 from __future__ import annotations
 
+import itertools
+import logging
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from jaxtyping import Int64
 
 from ..data.image_path import fit_step
@@ -29,8 +34,10 @@ from .identity import global_batch
 from .output import DEPTH
 from .recipe import Recipe, RecipeError
 from .run import Run
-from .sample_depth import SampleDepth
+from .sample_depth import Filled, SampleDepth
 from .validation import validated_frames
+
+logger = logging.getLogger(__name__)
 
 WORTH = 2.0
 """Looks at each picture, on average, from which on its depth is kept."""
@@ -143,6 +150,50 @@ def frames_to_fill(run: Run) -> Iterator[tuple[Sequence[Sample], Int64[np.ndarra
     yield from zip(run.datasets, _drawn(run, samples), strict=True)
     for held, frames in zip(run.heldout, validated_frames(run), strict=True):
         yield Fitted(held, run.depth.size), np.asarray(frames, np.int64)
+
+
+def fill_depth(
+    run: Run, accelerator: Accelerator, on_depth: Callable[[int, int], None] | None
+) -> None:
+    """Estimate what the cache lacks, each process its share, before any worker asks for it."""
+    assert run.depth is not None
+    run.depth.estimator.to(accelerator.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    own = fill_share(run, rank, world, on_depth)
+    accelerator.wait_for_everyone()
+    if world > 1:
+        everyone = gather_object(sorted(own.keys))
+        absent = sum(not run.depth.cache.path(key).is_file() for key in everyone)
+        if absent:
+            logger.warning(
+                "%s is not on a disk that all machines share: %d pictures that another estimated "
+                "are not there, so they are estimated here, too",
+                run.depth.cache.folder,
+                absent,
+            )
+            local = accelerator.local_process_index
+            fill_share(run, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), on_depth)
+        accelerator.wait_for_everyone()
+    run.depth.estimator.release()
+
+
+def fill_share(
+    run: Run, first: int, stride: int, on_depth: Callable[[int, int], None] | None
+) -> Filled:
+    """Every `stride`-th frame of those that the run looks at."""
+    assert run.depth is not None
+    shares = [(samples, frames[first::stride]) for samples, frames in frames_to_fill(run)]
+    total, filled, done = sum(len(frames) for _, frames in shares), Filled(), itertools.count(1)
+
+    def tell(_: Filled) -> None:
+        if on_depth is not None:
+            on_depth(next(done), total)
+
+    for samples, frames in shares:
+        size = run.recipe.data.depth.batch_size
+        run.depth.fill(samples, frames.tolist(), batch_size=size, on_frame=tell, filled=filled)
+    logger.info("%d pictures estimated, %d were cached", filled.estimated, filled.found)
+    return filled
 
 
 class Fitted(Sequence[Sample]):

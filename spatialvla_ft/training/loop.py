@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,15 +11,14 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from ..models.lora import save_adapter
 from . import checkpoints, durable, output, training_state
 from .bad_batch import Culprits
 from .batches import make_loader, make_sampler
-from .depth_plan import depth_in_forward, frames_to_fill, keep_depth
+from .depth_plan import depth_in_forward, fill_depth, keep_depth
 from .distributed import join, make_accelerator, prepare, wait_for_the_last
 from .guard import Guard
 from .identity import check_same_run, identity
@@ -34,7 +31,6 @@ from .preflight import FILE as PREFLIGHT
 from .preflight import Preflight, preflight
 from .recipe import RecipeError
 from .run import Run
-from .sample_depth import Filled
 from .sharding import gathered, put_sharded, shard, take_sharded, unshard, whole
 from .stopping import StoppedError, StopRequest, stop_requests
 from .trackers import flush, forget_after, init_trackers, make_trackers
@@ -89,7 +85,7 @@ def train(
         loop.begin(resume)
         loop.keep_report(report)
         if run.depth is not None:
-            _fill_depth(run, loop.accelerator, on_depth)
+            fill_depth(run, loop.accelerator, on_depth)
         loop.run_steps()
         return loop.finish()
 
@@ -412,50 +408,6 @@ def save_result(run: Run, model: nn.Module, folder: Path) -> None:
     else:
         model.save_pretrained(folder)
         run.processor.save_pretrained(folder)
-
-
-def _fill_depth(
-    run: Run, accelerator: Accelerator, on_depth: Callable[[int, int], None] | None
-) -> None:
-    """Estimate what the cache lacks, each process its share, before any worker asks for it."""
-    assert run.depth is not None
-    run.depth.estimator.to(accelerator.device)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    own = _fill_share(run, rank, world, on_depth)
-    accelerator.wait_for_everyone()
-    if world > 1:
-        everyone = gather_object(sorted(own.keys))
-        absent = sum(not run.depth.cache.path(key).is_file() for key in everyone)
-        if absent:
-            logger.warning(
-                "%s is not on a disk that all machines share: %d pictures that another estimated "
-                "are not there, so they are estimated here, too",
-                run.depth.cache.folder,
-                absent,
-            )
-            local = accelerator.local_process_index
-            _fill_share(run, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), on_depth)
-        accelerator.wait_for_everyone()
-    run.depth.estimator.release()
-
-
-def _fill_share(
-    run: Run, first: int, stride: int, on_depth: Callable[[int, int], None] | None
-) -> Filled:
-    """Every `stride`-th frame of those that the run looks at."""
-    assert run.depth is not None
-    shares = [(samples, frames[first::stride]) for samples, frames in frames_to_fill(run)]
-    total, filled, done = sum(len(frames) for _, frames in shares), Filled(), itertools.count(1)
-
-    def tell(_: Filled) -> None:
-        if on_depth is not None:
-            on_depth(next(done), total)
-
-    for samples, frames in shares:
-        size = run.recipe.data.depth.batch_size
-        run.depth.fill(samples, frames.tolist(), batch_size=size, on_frame=tell, filled=filled)
-    logger.info("%d pictures estimated, %d were cached", filled.estimated, filled.found)
-    return filled
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -32,7 +32,10 @@ from spatialvla_ft.models.lora import (
     spatial_rows,
 )
 
-CURE = r"--base FOLDER with `export`, `push`, `eval sim` and `eval open-loop`, base= in Python"
+CURE = (
+    r"--base FOLDER with `export`, `push`, `eval sim`, `eval open-loop` and `check-robot`, "
+    r"base= in Python"
+)
 
 
 @pytest.fixture
@@ -153,6 +156,7 @@ def test_the_option_is_one_of_every_command_that_loads_an_adapter(gone, monkeypa
         "export adapter": f"export {gone} --out {tmp_path / 'out'} --adapter-only",
         "eval sim": f"eval sim --checkpoint {gone} --robot robot_a --episodes 1",
         "eval open-loop": f"eval open-loop {gone} {tmp_path}",
+        "check-robot": f"check-robot {gone} {tmp_path}",
     }
     for name, command in commands.items():
         refused = CliRunner().invoke(app, command.split())

@@ -15,7 +15,7 @@ import torch
 from spatialvla_ft.data.image_path import fit_step
 from spatialvla_ft.depth.packing import RELATIVE_ERROR
 from spatialvla_ft.models.modeling_spatialvla import SpatialVLAForConditionalGeneration
-from spatialvla_ft.training import depth_plan, loop, preflight, step_cost
+from spatialvla_ft.training import depth_plan, preflight, step_cost
 from spatialvla_ft.training.batches import Frames
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.identity import recipe_identity
@@ -217,12 +217,12 @@ def test_what_is_damaged_or_of_other_weights_is_estimated_again(recipe_for, seei
 
 def test_processes_share_the_work(recipe_for):
     run = build(recipe_for())
-    one, two = (loop._fill_share(run, rank, 2, None) for rank in range(2))
+    one, two = (depth_plan.fill_share(run, rank, 2, None) for rank in range(2))
     assert one.estimated > 0 < two.estimated
     assert abs(len(one.keys) - len(two.keys)) <= 2
     together = one.keys | two.keys
     assert run.depth.cache.size().entries == len(together)
-    all_of_it = loop._fill_share(run, 0, 1, None)
+    all_of_it = depth_plan.fill_share(run, 0, 1, None)
     assert all_of_it.estimated == 0
     assert all_of_it.keys == together
 
