@@ -63,11 +63,12 @@ def run_proprio(recipe: Recipe, dataset: SampleDataset, *, fresh: bool = False) 
 
 def _began_with(recipe: Recipe) -> dict[str, Any]:
     """The identity of the run that the output folder holds; empty where there is none."""
-    found = all_checkpoints(Path(recipe.output) / "checkpoints")
-    try:
-        return stored_identity(found[-1]) if found else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # damaged: what goes on from there names it
+    for folder in reversed(all_checkpoints(Path(recipe.output) / "checkpoints")):
+        try:
+            return stored_identity(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: training names it, and goes on from the one before
+    return {}
 
 
 def _by_quantiles(recipe: Recipe, began: dict[str, Any], name: str, what: str) -> bool:

@@ -177,8 +177,10 @@ def test_a_run_keeps_the_ranges_that_it_began_with(rare, recipe_of, monkeypatch,
     plain = new.by_quantiles()
     for began, kept in ((plain, 0.0), (new, 0.2)):
         saved = flat({"statistics": {rare.name: began.to_dict()}})
-        monkeypatch.setattr(action_ranges, "all_checkpoints", lambda folder: [folder / "step-1"])
-        monkeypatch.setattr(action_ranges, "stored_identity", lambda place, saved=saved: saved)
+        both = [recipe.output / "step-1", recipe.output / "step-2"]
+        damaged = {"step-1": saved}  # the newest cannot be read, the one before counts
+        monkeypatch.setattr(action_ranges, "all_checkpoints", lambda _, both=both: both)
+        monkeypatch.setattr(action_ranges, "stored_identity", lambda p, d=damaged: d[p.name])
         caplog.clear()
         (found,) = run_statistics(recipe, [rare]).values()
         assert found.q99[5] == pytest.approx(kept)

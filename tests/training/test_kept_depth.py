@@ -276,9 +276,16 @@ def test_the_share_is_measured(recipe_for, monkeypatch):
 
 
 def test_bf16_on_a_processor_is_measured_and_told(recipe_for, monkeypatch):
-    threads = torch.get_num_threads()
-    assert step_cost.bf16_beside_float32(32) > 0
-    assert torch.get_num_threads() == threads
+    seen, linear, before = [], step_cost.F.linear, torch.get_num_threads()
+    watched = lambda *a: seen.append(torch.get_num_threads()) or linear(*a)  # noqa: E731
+    monkeypatch.setattr(step_cost.F, "linear", watched)
+    torch.set_num_threads(2)
+    try:
+        assert step_cost.bf16_beside_float32.__wrapped__(32) > 0
+        assert set(seen) == {1}  # threads that wait for each other say nothing of a product
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     monkeypatch.setattr(preflight, "depth_share", lambda run: None)
     monkeypatch.setattr(preflight, "bf16_beside_float32", lambda width: 2.5)
     found = preflight.preflight(build(recipe_for("train.precision=bf16")))
