@@ -194,7 +194,7 @@ def test_random_pictures_when_there_is_no_dataset(run, tmp_path):
 
 
 def test_recorded_steps_by_the_command(run, tmp_path, monkeypatch):
-    from spatialvla_ft import data
+    from spatialvla_ft.evaluation import open_loop
 
     asked = {}
 
@@ -202,7 +202,7 @@ def test_recorded_steps_by_the_command(run, tmp_path, monkeypatch):
         asked.update(options, place=str(place))
         return MadeUp()
 
-    monkeypatch.setattr(data, "open_dataset", opened)
+    monkeypatch.setattr(open_loop, "open_dataset", opened)
     arguments = ["export", str(run[0]), "--out", str(tmp_path / "out"), "--samples", "3", "--json"]
     done = CliRunner().invoke(app, [*arguments, "--dataset", "some/1.0.0", "--split", "val"])
     assert done.exit_code == 0, done.output
