@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 
-def push(
+def push_data(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="LeRobot folder, e.g. what data convert wrote.")
     ],

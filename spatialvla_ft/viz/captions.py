@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 224
-GAP = 8
+SPACE = 8
 LINE = 16
 
 
@@ -26,13 +26,13 @@ def captioned(
     lines = max(caption.count("\n") + 1 for _, caption in pictures)
     small = [_scaled(picture) for picture, _ in pictures]
     tall = max(image.height for image in small)
-    width, height = SIDE + GAP, lines * LINE + tall + GAP
+    width, height = SIDE + SPACE, lines * LINE + tall + SPACE
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), (255, 255, 255))
+    sheet = Image.new("RGB", (columns * width + SPACE, rows * height + SPACE), (255, 255, 255))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     for i, (image, (_, caption)) in enumerate(zip(small, pictures, strict=True)):
-        left, top = GAP + i % columns * width, GAP + i // columns * height
+        left, top = SPACE + i % columns * width, SPACE + i // columns * height
         for k, line in enumerate(caption.split("\n")):
             draw.text((left, top + k * LINE), _fitting(line, font), fill=(50, 60, 80), font=font)
         sheet.paste(image, (left, top + lines * LINE))

@@ -97,7 +97,7 @@ def curve(recipe):
     return of_step
 
 
-def files(recipe):
+def trained(recipe):
     """Bytes of what was trained, and the steps that were kept."""
     found = {p.name: p.read_bytes() for p in (recipe.output / "final").glob("*.safetensors")}
     kept = [p.name for p in checkpoints.all_checkpoints(recipe.output / "checkpoints")]
@@ -106,7 +106,7 @@ def files(recipe):
 
 def same(recipe, whole):
     assert curve(recipe) == curve(whole)
-    assert files(recipe) == files(whole)
+    assert trained(recipe) == files(whole)
     left = [p.name for p in recipe.output.rglob(".*") if p.name != ".lock"]
     assert left == []
 

@@ -119,7 +119,7 @@ def _declare(root: dict[str, Any], column: str, width: int, meaning: str, where:
 def _records(index: FrameIndex, shard: str) -> Iterator[bytes]:
     if index.file_format == "array_record":
         path = index.store.local_file(shard)
-        yield from (data for _, data in array_record.read_records(path))
+        yield from (data for _, data in array_record.read_array_records(path))
         return
     (stat,) = index.store.stats([shard])
     assert stat is not None, shard

@@ -46,7 +46,7 @@ def open_shard(path: Path) -> Any:
     return reader
 
 
-def read_records(path: Path, *, on_bad: Bad | None = None) -> Iterator[tuple[int, bytes]]:
+def read_array_records(path: Path, *, on_bad: Bad | None = None) -> Iterator[tuple[int, bytes]]:
     """(number, data) of every record; damaged ones go to `on_bad`, or raise if it is None."""
     reader = open_shard(path)
     try:

@@ -159,7 +159,7 @@ def _records(
     """(position, base of offsets, buffer, size of the record in it, bytes of the file so far)."""
     if task.file_format == "array_record":
         place = store.local_file(task.name)
-        for number, data in array_record.read_records(place, on_bad=on_bad):
+        for number, data in array_record.read_array_records(place, on_bad=on_bad):
             yield number, 0, data, len(data), task.size * number // max(task.expected, 1)
         return
     with closing(store.open(task.name)) as file:
