@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from spatialvla_ft.bench.child import Child, run
-from spatialvla_ft.processes import ChildError, how_it_ended, loader_death
+from spatialvla_ft.processes import Child, ChildError, how_it_ended, loader_death, run
 from spatialvla_ft.training.hand_over import Loader
 
 

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from ..data.rlds.index import build_index
-from .child import Child, run
+from ..processes import Child, run
 from .figures import Figure, Report
 from .index_build import measure_index_build
 from .mixture_start import measure_start, simulate_mixture

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from ..data.lerobot.info import Feature
 from ..data.lerobot.video_writer import CODECS
 from ..data.lerobot.writer import LeRobotWriter
-from .child import Child
+from ..processes import Child
 from .data_frames import BATCH
 from .figures import Figure, Report
 from .video_frames import COPIES

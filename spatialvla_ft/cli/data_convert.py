@@ -165,7 +165,7 @@ def _to_rlds(
     from spatialvla_ft.data.errors import refuse_within
     from spatialvla_ft.data.lerobot.mapping import read_mapping
     from spatialvla_ft.data.lerobot.store import LeRobotStore
-    from spatialvla_ft.sim.worker import Worker
+    from spatialvla_ft.processes import Worker
 
     store = LeRobotStore(src, name=label)
     kept = read_mapping(src)

@@ -55,7 +55,7 @@ def init_base(
 
     with fail_with():
         from spatialvla_ft.export.checkpoint import DTYPES, write_layout
-        from spatialvla_ft.export.folder import appears_whole, even_modes, refuse_used
+        from spatialvla_ft.files import appears_whole, even_modes, refuse_used
 
         refuse_used(output, "--output")
         if dtype not in DTYPES:

@@ -143,7 +143,7 @@ def sum_up(
 
 def _in_process(target: str, argument: Any, advance: Callable[[], None]) -> Mapping[str, Any]:
     """What a process of its own answers; every message 1 before that is progress."""
-    from spatialvla_ft.sim.worker import Worker
+    from spatialvla_ft.processes import Worker
 
     role = "a process that reads the actions"
     with Worker(f"{PROCESSES}:{target}", argument, role=role) as worker:

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import pydantic
 from pydantic import BaseModel
 
+from spatialvla_ft.checked_yaml import Located, load_yaml
 from spatialvla_ft.data.card import Card, Template
-from spatialvla_ft.data.card_yaml import Located, load_yaml
 from spatialvla_ft.data.errors import DatasetError
 
 SCHEMA_VERSION = 1
@@ -31,7 +31,7 @@ def load_cards(path: str | Path) -> dict[str, Card]:
         DatasetError: every mistake at once, each with file and line.
     """
     path = Path(path)
-    document = load_yaml(path)
+    document = load_yaml(path, DatasetError)
     content = document.value
     if not isinstance(content, dict) or not isinstance(content.get("cards"), dict):
         raise DatasetError(f"{path}: a card file has schema_version and cards: {{<name>: <card>}}")
@@ -70,7 +70,7 @@ def load_cards(path: str | Path) -> dict[str, Card]:
 
 def raw_card(path: Path, name: str) -> dict[str, Any]:
     """The card called `name` of a card file, or its only one, as the file has it with defaults."""
-    content = load_yaml(path).value
+    content = load_yaml(path, DatasetError).value
     cards: dict[str, Any] = content["cards"]
     raw = cards[name] if name in cards else next(iter(cards.values()))
     return with_defaults(raw, content.get("defaults") or {})

@@ -20,16 +20,16 @@ import pydantic
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field
 
+from spatialvla_ft.checked_yaml import Located, load_yaml
 from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.card_fields import Intrinsics
-from spatialvla_ft.data.card_yaml import Located, load_yaml
 from spatialvla_ft.data.cards import load_cards
 from spatialvla_ft.data.dataset import CARD_FILE, SampleDataset, open_dataset
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.filters import Failed, NoOps, Validation, divide
 from spatialvla_ft.data.lerobot.info import is_lerobot
-from spatialvla_ft.data.shipped import shipped
 from spatialvla_ft.near import near_path
+from spatialvla_ft.shipped import shipped
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def load_mixtures(path: str | Path | None = None) -> dict[str, Mixture]:
     Raises:
         DatasetError: every mistake at once, each with file and line.
     """
-    document = load_yaml(Path(path) if path is not None else shipped(MIXTURES))
+    document = load_yaml(Path(path) if path is not None else shipped(MIXTURES), DatasetError)
     content = document.value
     if not isinstance(content, dict) or not isinstance(content.get("mixtures"), dict):
         raise DatasetError(
@@ -140,7 +140,7 @@ def exclude_lists(path: str | Path | None = None) -> dict[str, tuple[str, ...]]:
     Raises:
         DatasetError: a list is no list of names; with file and line.
     """
-    document = load_yaml(Path(path) if path is not None else shipped(MIXTURES))
+    document = load_yaml(Path(path) if path is not None else shipped(MIXTURES), DatasetError)
     lists = (document.value or {}).get("exclude_lists") or {}
     if not isinstance(lists, dict):
         place = document.where(("exclude_lists",))
@@ -189,7 +189,7 @@ def excluded_datasets(
 
 def assumed_camera(name: str) -> Intrinsics:
     """A camera of `oxe_intrinsics.yaml`, such as `default`, for datasets without intrinsics."""
-    cameras = load_yaml(shipped(CAMERAS)).value["intrinsics"]
+    cameras = load_yaml(shipped(CAMERAS), DatasetError).value["intrinsics"]
     if name not in cameras:
         raise DatasetError(f"no camera {name!r} in {CAMERAS}; there are {', '.join(cameras)}")
     return Intrinsics.model_validate(cameras[name])

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ..files import appears_whole, even_modes, refuse_used
 from ..models.base_place import BASE_FILE, FROM_HERE, base_entry, find_base, read_base
 from ..models.lora import ROWS_FILE, is_adapter
 from ..models.outputs import run_model
@@ -18,7 +19,6 @@ from .card import CardFacts, model_title, write_card
 from .card_evaluation import Evaluations
 from .checkpoint import MakeInputs
 from .flatten import drop_auto_maps
-from .folder import appears_whole, even_modes, refuse_used
 from .lineage import read_lineage
 from .source import find_source, load_source, unwrap
 from .stored import VerifyReport, verify_export, write_stored

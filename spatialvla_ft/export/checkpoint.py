@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..files import appears_whole, even_modes, refuse_used
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.dtypes import cast_weights
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -17,7 +18,6 @@ from ..models.processing_spatialvla import SpatialVLAProcessor
 from .card import CardFacts, model_title, write_card
 from .card_evaluation import Evaluations
 from .flatten import drop_auto_maps, write_code
-from .folder import appears_whole, even_modes, refuse_used
 from .inputs import Inputs
 from .lineage import read_lineage
 from .source import find_source, load_source, merge, untie_head, unwrap

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
 
+from spatialvla_ft.processes import Channel, Worker
 from spatialvla_ft.sim.robots import Robot, get_robot
 from spatialvla_ft.sim.state import Observation
 from spatialvla_ft.sim.tasks import get_task
-from spatialvla_ft.sim.worker import Channel, Worker
 
 
 @dataclass(frozen=True)

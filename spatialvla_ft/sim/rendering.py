@@ -9,9 +9,9 @@ import mujoco
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from spatialvla_ft.processes import LacksError, gl_backend
 from spatialvla_ft.sim.robots import ROBOT_A
 from spatialvla_ft.sim.scene import FAR, MAX_OFFSCREEN, NEAR, build_mjcf
-from spatialvla_ft.sim.worker import LacksError, gl_backend
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import durable
+from .. import files
 from .training_state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -93,11 +93,11 @@ def save(
         "optimizer": {"param_groups": state.optimizer["param_groups"], "state": plain},
     }
     what = f"the checkpoint of step {state.step}"
-    with writing(what, folder, state.nbytes), durable.whole_folder(place) as scratch:
+    with writing(what, folder, state.nbytes), files.whole_folder(place) as scratch:
         _save_tensors(state.trainable, scratch / TRAINABLE)
         _save_tensors(optimizer, scratch / OPTIMIZER)
         (scratch / STATE).write_text(json.dumps(content) + "\n", encoding="utf-8")
-        durable.write_manifest(scratch)
+        files.write_manifest(scratch)
     stay = keep.of(validations(folder)) | {state.step}
     for old in all_checkpoints(folder):
         if step_of(old) not in stay:
@@ -118,7 +118,7 @@ def load(checkpoint: Path, *, verified: bool = False) -> tuple[TrainingState, di
         DamagedError: it is not what was written; the file is named.
     """
     if not verified:
-        durable.verify(checkpoint)
+        files.verify(checkpoint)
     content = _content(checkpoint)
     named: dict[str, dict[str, Any]] = {
         n: dict(v) for n, v in content["optimizer"]["state"].items()
@@ -183,24 +183,24 @@ def is_among_best(folder: Path, step: int, validation: float, count: int) -> boo
     return step in ranking({**validations(folder), step: validation})[:count]
 
 
-def newest(folder: Path) -> tuple[Path | None, list[durable.DamagedError]]:
+def newest(folder: Path) -> tuple[Path | None, list[files.DamagedError]]:
     """The newest sound checkpoint, and what is wrong with newer ones.
 
     Raises:
         DamagedError: there are checkpoints, but none of them is sound.
     """
-    damaged: list[durable.DamagedError] = []
+    damaged: list[files.DamagedError] = []
     found = all_checkpoints(folder)
     for checkpoint in reversed(found):
         try:
-            durable.verify(checkpoint)
-        except durable.DamagedError as error:
+            files.verify(checkpoint)
+        except files.DamagedError as error:
             damaged.append(error)
             continue
         return checkpoint, damaged
     if found:
         every = "; ".join(str(error) for error in damaged)
-        raise durable.DamagedError(
+        raise files.DamagedError(
             f"none of the checkpoints in {folder} is sound: {every}. Bring one back from a copy, "
             "or start over with --fresh, which moves the run aside"
         )

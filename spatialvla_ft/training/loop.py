@@ -14,8 +14,9 @@ import yaml
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from .. import files
 from ..models.lora import save_adapter
-from . import checkpoints, durable, output, training_state
+from . import checkpoints, output, training_state
 from .bad_batch import Culprits
 from .batches import make_loader, make_sampler
 from .depth_plan import depth_in_forward, fill_depth, keep_depth
@@ -141,7 +142,7 @@ class Loop:
         if self.accelerator.is_main_process:
             with checkpoints.writing("the recipe and the metrics", self.folder):
                 content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-                durable.write_text(self.output / "recipe.yaml", content)
+                files.write_text(self.output / "recipe.yaml", content)
                 forget_after(self.output / "metrics.jsonl", self.done)
             size = 3 * sum(p.nbytes for p in self.parameters)  # with AdamW's two moments
             output.warn_of_space(self.folder, size, cfg.steps, self.keep)
@@ -166,7 +167,7 @@ class Loop:
         if self.accelerator.is_main_process:
             with checkpoints.writing("the pre-flight report", self.folder):
                 content = json.dumps(report.to_dict(), indent=2, default=str)
-                durable.write_text(self.output / PREFLIGHT, content + "\n")
+                files.write_text(self.output / PREFLIGHT, content + "\n")
 
     def take_output(self, resume: bool) -> None:
         """The output folder for this run alone; without resuming, an earlier run moves aside."""
@@ -178,7 +179,7 @@ class Loop:
                 self.held.enter_context(output.held(self.output))
         place.wait_for_everyone()
 
-    def leave_damaged(self, damaged: list[durable.DamagedError]) -> None:
+    def leave_damaged(self, damaged: list[files.DamagedError]) -> None:
         """Say that the newest checkpoints are damaged, and put them out of the way."""
         self.accelerator.wait_for_everyone()  # until all ranks have read the sound one
         if not damaged:
@@ -380,7 +381,7 @@ class Loop:
             step, loss = checkpoints.step_of(place), checkpoints.validation_of(place)
             with (
                 checkpoints.writing("the result", self.folder),
-                durable.whole_folder(result) as scratch,
+                files.whole_folder(result) as scratch,
             ):
                 save_result(self.run, model, scratch)
                 output.write_trained(scratch, self.run, step, loss)

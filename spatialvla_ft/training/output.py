@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import durable
+from .. import files
 from .checkpoints import (
     Keep,
     OutputError,
@@ -50,7 +50,7 @@ def held(folder: Path) -> Iterator[None]:
     with file:
         _lock(file.fileno(), folder)
         for place in (folder, folder / "checkpoints"):
-            for left in durable.clean(place):
+            for left in files.clean(place):
                 logger.info("removed %s, which a killed process left", left)
         yield
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
+from ..checked_yaml import RecipeError, apply_overrides, explain, read_text
 from ..near import near_path
-from .recipe_text import RecipeError, apply_overrides, explain, read_text
 from .sections import Data, Grid, Lora, Model, Section, Train
 
 

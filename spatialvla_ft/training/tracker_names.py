@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from . import durable
+from .. import files
 
 OURS = ("jsonl", "tensorboard")
 OTHERS = {
@@ -66,7 +66,7 @@ def init_arguments(names: list[str], output: Path) -> dict[str, dict[str, Any]]:
         arguments["trackio"] = {"name": run, "resume": "allow"}
     if run != known.get("run"):
         output.mkdir(parents=True, exist_ok=True)
-        durable.write_text(path, json.dumps({"run": run}) + "\n")
+        files.write_text(path, json.dumps({"run": run}) + "\n")
     return arguments
 
 

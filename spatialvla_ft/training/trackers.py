@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from . import durable
+from .. import files
 from .recipe import Recipe
 from .tracker_names import init_arguments, without_secrets
 
@@ -52,7 +52,7 @@ class JsonLinesTracker(GeneralTracker):
     def flush(self) -> None:
         """Bring the lines to disk."""
         if self.path.is_file():
-            durable.to_disk(self.path)
+            files.to_disk(self.path)
 
 
 class TensorBoardTracker(GeneralTracker):
@@ -128,4 +128,4 @@ def forget_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             continue  # a line cut short when the run was killed
-    durable.write_text(path, "".join(f"{line}\n" for line in kept))
+    files.write_text(path, "".join(f"{line}\n" for line in kept))

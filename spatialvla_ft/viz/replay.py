@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
 from spatialvla_ft.evaluation.outcome import ClosedLoop, other_word
-from spatialvla_ft.sim.worker import Channel, Worker
+from spatialvla_ft.processes import Channel, Worker
 
 FINER = 2
 """Pictures for people are rendered so much larger and averaged: the renderer's edges are hard."""

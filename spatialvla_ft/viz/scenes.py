@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spatialvla_ft.evaluation.outcome import ClosedLoop
-from spatialvla_ft.sim.worker import WorkerError
+from spatialvla_ft.processes import WorkerError
 from spatialvla_ft.viz.embed import figure_uri, film_uri, jpeg_uri
 from spatialvla_ft.viz.films import Panel, side_by_side
 from spatialvla_ft.viz.html import absent, escape, moving, paragraph, picture, row

@@ -9,10 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from spatialvla_ft.bench import data
-from spatialvla_ft.bench.child import Child, run
 from spatialvla_ft.bench.mixture_start import Start
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.processes import ChildError
+from spatialvla_ft.processes import Child, ChildError, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -39,7 +39,7 @@ def wild_written(tmp_path_factory):
 @pytest.fixture(scope="session")
 def points_written(tmp_path_factory):
     """Name -> version directory of the datasets of `points_checks`; not to be changed."""
-    from spatialvla_ft.sim.worker import Worker
+    from spatialvla_ft.processes import Worker
 
     with Worker("points_checks:write", tmp_path_factory.mktemp("points")) as writer:
         return writer.recv()

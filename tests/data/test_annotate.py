@@ -15,7 +15,7 @@ from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import DatasetError, build_index, open_dataset
 from spatialvla_ft.data.hindsight import NEVER_CLOSES, NO_POSITION, ONLY_OPENS
 from spatialvla_ft.data.rlds.add_column import add_column
-from spatialvla_ft.sim.worker import Worker
+from spatialvla_ft.processes import Worker
 
 RUN = CliRunner()
 

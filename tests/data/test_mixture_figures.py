@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from spatialvla_ft.data.mixtures import MIXTURES, load_mixtures, mixture_weights
-from spatialvla_ft.data.shipped import shipped
+from spatialvla_ft.shipped import shipped
 
 PLUS = {
     "fractal20220817_data/0.1.0": 0.54087122203,

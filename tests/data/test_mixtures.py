@@ -22,7 +22,7 @@ from spatialvla_ft.data.mixtures import (
     mixture_weights,
     open_mixture,
 )
-from spatialvla_ft.data.shipped import shipped
+from spatialvla_ft.shipped import shipped
 
 
 def test_published_mixtures():

@@ -18,7 +18,7 @@ from spatialvla_ft.data.lerobot.draft import draft_card
 from spatialvla_ft.data.lerobot.numbers import Moments
 from spatialvla_ft.data.lerobot.store import LeRobotStore
 from spatialvla_ft.data.rlds_store import RldsStore
-from spatialvla_ft.sim.worker import Worker
+from spatialvla_ft.processes import Worker
 
 RUN = CliRunner()
 

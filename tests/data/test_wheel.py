@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import spatialvla_ft.data.shipped as module
-from spatialvla_ft.data.shipped import FOLDER, shipped
+import spatialvla_ft.shipped as module
+from spatialvla_ft.shipped import FOLDER, shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def test_the_wheel_takes_the_cards_where_they_are_looked_for(tmp_path):
     wheel = config["tool"]["hatch"]["build"]["targets"]["wheel"]
     ((source, target),) = wheel["force-include"].items()
     assert source == FOLDER
-    copied = tmp_path / "spatialvla_ft/data/shipped.py"
+    copied = tmp_path / "spatialvla_ft/shipped.py"
     copied.parent.mkdir(parents=True)
     shutil.copy(module.__file__, copied)
     shutil.copytree(ROOT / source, tmp_path / target)

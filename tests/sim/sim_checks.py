@@ -12,13 +12,13 @@ import time
 
 import numpy as np
 
+from spatialvla_ft.processes import gl_backend
 from spatialvla_ft.sim.env import TabletopEnv
 from spatialvla_ft.sim.expert import expert
 from spatialvla_ft.sim.layout import COLOURS
 from spatialvla_ft.sim.recorder import Plan
 from spatialvla_ft.sim.recording import record_episode
 from spatialvla_ft.sim.rendering import Renderer
-from spatialvla_ft.sim.worker import gl_backend
 
 
 def surface_errors(channel, robot, seeds, mode):

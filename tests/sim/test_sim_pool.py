@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from sim_checks import digest
 
+from spatialvla_ft.processes import Worker
 from spatialvla_ft.sim.env import TabletopEnv
 from spatialvla_ft.sim.expert import expert
 from spatialvla_ft.sim.pool import SimPool
-from spatialvla_ft.sim.worker import Worker
 
 OPTIONS = {"image_size": 48, "camera_mode": "random", "distractors": 1}
 

@@ -15,11 +15,11 @@ from spatialvla_ft.cli.main import app
 from spatialvla_ft.data.cards import load_cards
 from spatialvla_ft.data.dataset import open_dataset
 from spatialvla_ft.data.inspection import draft_for, inspect_dataset
+from spatialvla_ft.processes import Worker, WorkerError
 from spatialvla_ft.sim import recorder
 from spatialvla_ft.sim.card import proprio_of
 from spatialvla_ft.sim.recorder import Plan
 from spatialvla_ft.sim.recording import encode_depth
-from spatialvla_ft.sim.worker import Worker, WorkerError
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from spatialvla_ft.processes import Worker
 from spatialvla_ft.sim import rendering
 from spatialvla_ft.sim.cameras import episode_cameras, intrinsics, look_at
 from spatialvla_ft.sim.robots import ROBOTS
-from spatialvla_ft.sim.worker import Worker
 
 
 @pytest.mark.parametrize("robot", ROBOTS)

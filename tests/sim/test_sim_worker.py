@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from spatialvla_ft.sim.worker import Worker, WorkerError
+from spatialvla_ft.processes import Worker, WorkerError
 
 
 def test_workers_load_neither_torch_nor_tensorflow():

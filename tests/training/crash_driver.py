@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 
 import spatialvla_ft.training.loop  # noqa: F401
+from spatialvla_ft import files
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.training import checkpoints, durable
+from spatialvla_ft.training import checkpoints
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.recipe import load_recipe
 from spatialvla_ft.training.training_state import take
@@ -41,8 +42,8 @@ class Ticks:
         self.request, self.report = request, report
         self.folder = str(Path(request["watch"]).resolve())
         self.pid, self.count, self.done = os.getpid(), 0, False
-        self.save_file, self.to_disk = checkpoints.save_file, durable.to_disk
-        checkpoints.save_file, durable.to_disk = self.half_written, self.synced
+        self.save_file, self.to_disk = checkpoints.save_file, files.to_disk
+        checkpoints.save_file, files.to_disk = self.half_written, self.synced
         sys.addaudithook(self.audit)
 
     def audit(self, event, args):

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatialvla_ft.files import DamagedError
 from spatialvla_ft.training import checkpoints
 from spatialvla_ft.training.checkpoints import Keep
-from spatialvla_ft.training.durable import DamagedError
 from spatialvla_ft.training.trackers import forget_after
 from spatialvla_ft.training.training_state import put, take
 

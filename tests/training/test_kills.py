@@ -15,7 +15,8 @@ import pytest
 import yaml
 from crash_driver import parts
 
-from spatialvla_ft.training import checkpoints, durable
+from spatialvla_ft import files as durable
+from spatialvla_ft.training import checkpoints
 
 SETTINGS = {
     "steps": 4,

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spatialvla_ft.training import durable, output
+from spatialvla_ft import files
+from spatialvla_ft.training import output
 from spatialvla_ft.training.checkpoints import Keep, OutputError
 from spatialvla_ft.training.identity import recipe_identity
 from spatialvla_ft.training.recipe import RecipeError
@@ -158,7 +159,7 @@ def test_an_output_below_a_file_is_refused_before_anything_is_built(recipe_of, t
 
 
 def test_others_may_read_what_they_may_enter(tmp_path):
-    with durable.whole_folder(tmp_path / "result") as scratch:
+    with files.whole_folder(tmp_path / "result") as scratch:
         (scratch / "inner").mkdir()
         for name in ("weights", "inner/more"):
             (scratch / name).write_text("")

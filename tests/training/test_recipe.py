@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from spatialvla_ft.checked_yaml import MEANT
 from spatialvla_ft.training import sections
 from spatialvla_ft.training.recipe import Recipe, RecipeError, load_recipe
-from spatialvla_ft.training.recipe_text import MEANT
 
 GOOD = """\
 output: runs/x

@@ -8,7 +8,7 @@ from run_folder import SETTINGS, result, write_json, write_run
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.sim.worker import WorkerError
+from spatialvla_ft.processes import WorkerError
 from spatialvla_ft.viz import scenes
 from spatialvla_ft.viz.numbers import percent, seconds
 from spatialvla_ft.viz.report import write_report

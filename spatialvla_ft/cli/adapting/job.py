@@ -138,8 +138,8 @@ class Job:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe as asked for: with the data and the base, before the grid is fitted."""
+        from spatialvla_ft.checked_yaml import read_text
         from spatialvla_ft.training.recipe import RecipeError, load_recipe
-        from spatialvla_ft.training.recipe_text import read_text
 
         if not self.recipe_file.is_file():
             raise RecipeError(
@@ -165,7 +165,7 @@ class Job:
     @property
     def origins(self) -> dict[tuple[str, ...], str]:
         """Where the values of the recipe come from, {path of keys: words}."""
-        from spatialvla_ft.training.recipe_text import apply_overrides, read_text
+        from spatialvla_ft.checked_yaml import apply_overrides, read_text
 
         text = read_text(self.recipe_file)
         found = {path: "recipe" for path in text.places if not _is_section(text.content, path)}
@@ -205,7 +205,7 @@ class Job:
         from spatialvla_ft.data import load_cards
         from spatialvla_ft.data.inspection.opening import LeRobotSource, find_card
         from spatialvla_ft.data.mixtures import CARDS
-        from spatialvla_ft.data.shipped import shipped
+        from spatialvla_ft.shipped import shipped
 
         found = find_card(self.source)
         if found is not None or isinstance(self.source, LeRobotSource):

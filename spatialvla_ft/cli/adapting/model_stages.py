@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spatialvla_ft.checked_yaml import annotated
 from spatialvla_ft.cli.adapting import fingerprints, ledger
 from spatialvla_ft.cli.adapting.checks import check_fit
 from spatialvla_ft.cli.adapting.evaluating import evaluate, held_out
 from spatialvla_ft.cli.adapting.job import Job
 from spatialvla_ft.cli.adapting.memory import in_words, plan_beside_machine
 from spatialvla_ft.cli.adapting.precision import choose_precision
-from spatialvla_ft.cli.adapting.recipe_yaml import annotated
 from spatialvla_ft.cli.adapting.stages import Done, Outcome, Stage
 
 if TYPE_CHECKING:

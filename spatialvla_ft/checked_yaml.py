@@ -1,8 +1,8 @@
-"""Recipes as text: the line of every key, overrides, and problems that name their place."""
+"""YAML with line numbers: a mistake in a card, a mixture or a recipe is pointed at by file:line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,88 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from ..near import near_names, near_path
+from .near import near_names, near_path
+
+
+@dataclass(frozen=True)
+class Located:
+    """A parsed document that knows where its values stand."""
+
+    path: Path
+    value: Any
+    root: yaml.Node
+
+    def where(self, location: tuple[str | int, ...]) -> str:
+        """`file:line` of a value, or of the nearest thing around it that stands in the file."""
+        node, line = self.root, self.root.start_mark.line
+        for part in location:
+            found = _child(node, part)
+            if found is None:
+                break
+            line, node = found
+        return f"{self.path}:{line + 1}"
+
+
+def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        merged: list[yaml.Node] = []
+        for key, value in node.value:
+            if key.value == str(part):
+                return key.start_mark.line, value
+            if key.value == "<<":
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for other in merged:
+            found = _child(other, part)
+            if found is not None:
+                return found
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part].start_mark.line, node.value[part]
+    return None
+
+
+def _refuse_duplicates(
+    node: yaml.Node, path: Path, seen: set[int], error: type[ValueError]
+) -> None:
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        keys: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in keys and key.value != "<<":
+                raise error(
+                    f"{path}:{line}: {key.value!r} stands twice, first in line {keys[key.value]}; "
+                    "remove one"
+                )
+            keys[key.value] = line
+            _refuse_duplicates(value, path, seen, error)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_duplicates(value, path, seen, error)
+
+
+# libyaml reads the published cards in a tenth of the time of pure Python.
+_LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load_yaml(path: Path, error: type[ValueError]) -> Located:
+    """Parse a file; `error` is raised if it is missing, no YAML, or names a key twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as cause:
+        raise error(f"{path} is not UTF-8 text ({cause}); save it as UTF-8") from None
+    except OSError as cause:
+        raise error(f"cannot read {path}: {cause.strerror}{near_path(path)}") from None
+    try:
+        root = yaml.compose(text, Loader=_LOADER)
+        if root is None:
+            raise error(f"{path} is empty")
+        _refuse_duplicates(root, path, set(), error)
+        return Located(path, yaml.load(text, Loader=_LOADER), root)
+    except yaml.YAMLError as cause:
+        raise error(f"{path} is no valid YAML: {cause}") from None
+
 
 INSTEAD = {"file": ("fit", "bins", "min_sigma", "zero_bin", "exclude"), "fit": ("file",)}
 """Keys of `grid` that take the place of others: a grid is read, or fitted."""
@@ -93,13 +174,13 @@ def read_text(path: Path, below: tuple[Path, ...] = ()) -> RecipeText:
         raise RecipeError(f"{path} extends itself, through {' and '.join(p.name for p in below)}")
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+    except UnicodeDecodeError as cause:
+        raise RecipeError(f"{path} is not UTF-8 text ({cause}); save it as UTF-8") from None
     try:
         content = yaml.safe_load(text)
         places = places_in(path, yaml.compose(text))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    except yaml.YAMLError as cause:
+        raise RecipeError(f"{path} is not valid YAML: {cause}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold a mapping at its top, see recipes/")
     named = content.pop("extends", [])
@@ -251,3 +332,52 @@ def _section_in(annotation: Any) -> Any:
         return annotation
     found = (_section_in(part) for part in getattr(annotation, "__args__", ()))
     return next((section for section in found if section is not None), None)
+
+
+COLUMN = 44
+"""Where comments start."""
+
+
+def annotated(content: Mapping[str, Any], origins: Mapping[tuple[str, ...], str]) -> str:
+    """YAML of a recipe, a comment behind every value.
+
+    Args:
+        content: the whole recipe, plain values.
+        origins: {path of keys: origin} of values and of sections that were given whole; all other
+            values are defaults.
+    """
+    return "".join(f"{line}\n" for line in _mapping(content, (), "", origins))
+
+
+def _mapping(
+    content: Mapping[str, Any],
+    at: tuple[str, ...],
+    indent: str,
+    origins: Mapping[tuple[str, ...], str],
+) -> Iterator[str]:
+    for key, value in content.items():
+        here = (*at, str(key))
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{key}:"
+            yield from _mapping(value, here, f"{indent}  ", origins)
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            yield f"{indent}{key}:"
+            for i, item in enumerate(value):
+                lines = list(_mapping(item, (*here, str(i)), f"{indent}  ", origins))
+                yield f"{indent}- {lines[0].lstrip()}"
+                yield from lines[1:]
+        else:
+            text = f"{indent}{key}: {_flow(value)}"
+            yield f"{text:<{COLUMN}}  # {_origin(here, origins)}"
+
+
+def _origin(at: tuple[str, ...], origins: Mapping[tuple[str, ...], str]) -> str:
+    for length in range(len(at), 0, -1):
+        if at[:length] in origins:
+            return origins[at[:length]]
+    return "default"
+
+
+def _flow(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.removesuffix("\n...\n").strip()
