@@ -33,7 +33,7 @@ from spatialvla_ft.data import open_dataset
 from spatialvla_ft.models.small import small_model, small_processor
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
-from spatialvla_ft.training.preflight import preflight
+from spatialvla_ft.training.preflight.report import preflight
 from spatialvla_ft.training.recipe import load_recipe
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "adapt_lora.yaml"

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from spatialvla_ft.evaluation.intervals import wilson_interval
+from spatialvla_ft.evaluation.outcome import wilson_interval
 from spatialvla_ft.viz.palette import BLUE, GREY, INK, ORANGE, plain
 
 Line = dict[str, Any]

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from .arrays import to_numpy
-from .axes import F64
+from .axes import F64, to_numpy
 from .layout import axis_values, check_actions, slots_of
 from .spaces import ActionSpace, end_effector_delta
 

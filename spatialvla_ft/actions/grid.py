@@ -10,9 +10,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import like, to_numpy
-from .axes import F64
-from .axis_fits import check_min_sigma, gaussian_bins, quantile_bins, uniform_bins
+from .axes import F64, like, to_numpy
+from .bins import check_min_sigma, gaussian_bins, quantile_bins, uniform_bins
 from .codec import I64, SlotCodec
 from .grid_checks import Decoding, Kind, check_edges, check_means, check_mode, check_zero
 from .layout import (
@@ -26,9 +25,8 @@ from .layout import (
     some_actions,
     zero_axes,
 )
-from .quantiles import bin_means, bin_sums
+from .quantiles import Weighted, bin_means, bin_sums
 from .spaces import ActionSpace, end_effector_delta
-from .weighted import Weighted
 
 _BLOCK = 8192  # rows per pass, so that temporaries stay in the cache
 _FEW = 8  # up to so many rows, plain Python beats the overhead of NumPy calls

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .arrays import to_numpy
-from .axes import F64
+from .axes import F64, to_numpy
 
 Decoding = Literal["mean", "midpoint"]
 Kind = Literal["gaussian", "quantile", "uniform", "boundaries"]

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from .normalise import EPSILON, ActionStatistics
-from .selection import Block
+from .summaries import Block
 
 CLIPPED = 0.2
 """Share of a dimension's motion that clipping may cost before its range is widened."""

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from .axes import F64
-from .axis_fits import gaussian_bins, uniform_bins
+from .bins import gaussian_bins, uniform_bins
 from .gaussians import truncated_gaussian_edges
 from .grid import ActionGrid
 from .layout import per_axis

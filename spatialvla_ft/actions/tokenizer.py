@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import like, to_numpy
+from .axes import like, to_numpy
 from .grid import ActionGrid
 
 

@@ -7,8 +7,7 @@ import torch
 
 from ..actions.gaussians import fit_gaussians
 from ..actions.grid import ActionGrid
-from .figures import Figure, Report
-from .timing import Times, Work, in_turns
+from .figures import Figure, Report, Times, Work, in_turns
 
 BATCH = 100_000
 CHUNK, CALLS = 4, 1000

@@ -11,17 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import ZoeDepthConfig
 
-from ..depth.cache import DepthCache
-from ..depth.cached import CachedDepth
-from ..depth.cheaper import compare
+from ..depth.cache import CachedDepth, DepthCache
 from ..depth.every_nth import EveryNth
 from ..depth.protocol import DepthEstimator
 from ..depth.sensor import SensorDepth
 from ..depth.zoe import PerImageZoeDepth
 from ..depth.zoe_estimator import ZoeDepth
-from .figures import Report
+from .depth_cost import compare
+from .figures import Report, Work, in_turns
 from .sizes import LARGE_ZOE, TINY_ZOE, check_size, default_dtype
-from .timing import Work, in_turns
 
 SIDE = 224
 PIXELS_PER_FRAME = 2

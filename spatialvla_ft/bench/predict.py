@@ -11,11 +11,9 @@ from ..models.chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
 from ..models.decoding import type_slices
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.text_layers import TextLayers
-from .figures import Report
-from .machine import Machine, count_flops, measure_machine
+from .figures import Machine, Report, Times, Work, count_flops, in_turns, measure_machine
 from .sizes import bench_inputs, bench_model, check_size, parameters
 from .tensor_bytes import TensorBytes
-from .timing import Times, Work, in_turns
 
 STAGES = ("depth", "vision", "prefill", "decode", "head")
 WORKS = ("depth", "vision", "prefill", "decode_and_head", "head")

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
-from .figures import Report
+from .figures import Report, Work, in_turns
 from .sizes import SIZES, bench_config, check_size, default_dtype
 from .tensor_bytes import TensorBytes
-from .timing import Work, in_turns
 
 TOKENS, LABELS = 284, 13
 VOCABULARY = SIZES["4b"]["text_config"]["vocab_size"]

@@ -15,11 +15,9 @@ from ..models.checkpointing import checkpoint_activations
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.decoding import type_slices
 from ..models.lora import attach_lora
-from .figures import Report
-from .machine import count_flops, measure_machine
+from .figures import Report, Work, count_flops, in_turns, measure_machine
 from .sizes import bench_inputs, bench_model, check_size
 from .tensor_bytes import TensorBytes
-from .timing import Work, in_turns
 
 BATCH = {"tiny": 4, "100m": 4, "4b": 32}
 RANK = 32

@@ -45,9 +45,8 @@ def depth(
         import torch
 
         from spatialvla_ft.data import open_dataset
-        from spatialvla_ft.depth.cache import DepthCache
+        from spatialvla_ft.depth.cache import RELATIVE_ERROR, DepthCache
         from spatialvla_ft.depth.load import DeferredEstimator, DepthSpec
-        from spatialvla_ft.depth.packing import RELATIVE_ERROR
         from spatialvla_ft.training.sample_depth import SampleDepth
 
         dataset = open_dataset(dataset_dir, card=card, split=split, horizon=1, depth=False)

@@ -12,7 +12,7 @@ import typer
 from spatialvla_ft.cli.console import fail_with
 
 if TYPE_CHECKING:
-    from spatialvla_ft.actions.compare import Trial
+    from spatialvla_ft.actions.reconstruction import Trial
     from spatialvla_ft.data.fits import MixtureActions
 
 
@@ -54,7 +54,7 @@ def compare(
 
     Example: spatialvla-ft grids compare data/robot_a/1.0.0 data/robot_b/1.0.0
     """
-    from spatialvla_ft.actions.compare import compare_grids, compare_trials, made_up_sources
+    from spatialvla_ft.actions.reconstruction import compare_grids, compare_trials, made_up_sources
     from spatialvla_ft.cli.scanning import check_workers, open_mixture_actions
     from spatialvla_ft.data import open_dataset
     from spatialvla_ft.data.fits import MixtureActions
@@ -125,7 +125,7 @@ def _refuse_others(actions: MixtureActions) -> None:
 
 def _trial(actions: MixtureActions) -> Callable[[bool], Trial]:
     """Fit to the first half of every dataset, try on the second."""
-    from spatialvla_ft.actions.compare import Trial
+    from spatialvla_ft.actions.reconstruction import Trial
     from spatialvla_ft.data.action_sample import first_half, sample_actions
 
     def trial(zero_bin: bool) -> Trial:

@@ -14,7 +14,6 @@ from spatialvla_ft.cli import (
     data_depth,
     data_index,
     data_inspect,
-    data_push,
     data_record,
     data_stats,
     eval_open_loop,
@@ -31,6 +30,7 @@ from spatialvla_ft.cli import (
     quickstart,
     train,
 )
+from spatialvla_ft.cli.push import push_data
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,7 +57,7 @@ data.command("convert")(data_convert.convert)
 data.command("index")(data_index.index)
 data.command("inspect")(data_inspect.inspect)
 data.command("annotate")(data_annotate.annotate)
-data.command("push")(data_push.push_data)
+data.command("push")(push_data)
 data.command("stats")(data_stats.stats)
 data.command("depth")(data_depth.depth)
 app.add_typer(grids, name="grids")

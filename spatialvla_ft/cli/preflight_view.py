@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from spatialvla_ft.training.preflight import Preflight
-    from spatialvla_ft.training.preflight_data import DatasetFacts
-    from spatialvla_ft.training.preflight_samples import SampleFacts
+    from spatialvla_ft.training.preflight.datasets import DatasetFacts
+    from spatialvla_ft.training.preflight.report import Preflight
+    from spatialvla_ft.training.preflight.samples import SampleFacts
 
 SAMPLES = 2
 UNIT = 12

@@ -10,8 +10,8 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from spatialvla_ft.actions.normalise import ActionStatistics, normalise
-from spatialvla_ft.actions.selection import Block
 from spatialvla_ft.actions.spaces import NormalisedActions, RawActions
+from spatialvla_ft.actions.summaries import Block
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.sample_dataset import SampleDataset
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from spatialvla_ft.actions.normalise import ActionStatistics, normalise
-from spatialvla_ft.actions.selection import Block
 from spatialvla_ft.actions.spaces import NormalisedActions, RawActions
+from spatialvla_ft.actions.summaries import Block
 from spatialvla_ft.data.action_blocks import normalised_blocks, step_weights
 from spatialvla_ft.data.fits import MixtureActions
 from spatialvla_ft.data.sample_dataset import SampleDataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spatialvla_ft.actions.fit_blocks import Gaussians
+from spatialvla_ft.actions.fit import Gaussians
 from spatialvla_ft.actions.normalise import ActionStatistics
 from spatialvla_ft.actions.spaces import ActionSpace
 from spatialvla_ft.data.fits import QuantileFit
@@ -61,7 +61,7 @@ def checkpoint_layout(scans: Mapping[str, Scan]) -> dict[str, Any]:
 
 
 def _statistics(found: ActionStatistics, space: ActionSpace, *, robot: bool) -> dict[str, Any]:
-    """Numbers by dimension; quantiles are exact, see `actions/selection.py`."""
+    """Numbers by dimension; quantiles are exact, see `actions/summaries.py`."""
     plain = found.by_quantiles()
     content = plain.to_dict()["action"]
     names = ("mean", "std", "min", "max", "q01", "q99")

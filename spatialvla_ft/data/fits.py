@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from spatialvla_ft.actions.fit import GridKind
-from spatialvla_ft.actions.fit_blocks import (
+from spatialvla_ft.actions.fit import (
     Gaussians,
+    GridKind,
     axis_tables,
     fit_grid_blocks,
     gaussian_moments,
@@ -24,10 +24,9 @@ from spatialvla_ft.actions.fit_blocks import (
 )
 from spatialvla_ft.actions.grid import ActionGrid
 from spatialvla_ft.actions.grid_io import grid_from_dict, grid_to_dict
-from spatialvla_ft.actions.moments import Moments
 from spatialvla_ft.actions.normalise import ActionStatistics
-from spatialvla_ft.actions.selection import Block
 from spatialvla_ft.actions.spaces import ActionSpace
+from spatialvla_ft.actions.summaries import Block, Moments
 from spatialvla_ft.data.action_blocks import mixture_blocks, normalised_blocks, step_weights
 from spatialvla_ft.data.content import content_key, kept_json
 from spatialvla_ft.data.errors import DatasetError
@@ -42,7 +41,7 @@ class QuantileFit:
     Attributes:
         grid: the bins.
         error: {axis: how far below the true one the quantile under an edge may lie}, in the axis's
-            own unit; 0 where it is exact. See `actions/weighted.py`.
+            own unit; 0 where it is exact. See `actions/quantiles.py`.
     """
 
     grid: ActionGrid

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from spatialvla_ft.actions.fit_blocks import Gaussians
+from spatialvla_ft.actions.fit import Gaussians
 from spatialvla_ft.actions.normalise import ActionStatistics
 from spatialvla_ft.data.content import content_key, is_kept, kept_json
 from spatialvla_ft.data.fits import MixtureActions, QuantileFit

@@ -1,7 +1,7 @@
 """Statistics of a dataset's actions, computed once per content, in memory that does not grow.
 
 Moments and extremes take one pass over the episodes; quantiles are exact, by
-`actions/selection.py`, at the cost of a second pass over datasets of more than a million steps. The
+`actions/summaries.py`, at the cost of a second pass over datasets of more than a million steps. The
 range of dimensions that seldom move is widened by `actions/ranges.py`.
 """
 
@@ -15,8 +15,8 @@ from jaxtyping import Bool
 
 from spatialvla_ft.actions.normalise import ActionStatistics
 from spatialvla_ft.actions.ranges import QUARTILES, keep_motion, tails
-from spatialvla_ft.actions.selection import BUFFER_ROWS, Blocks, Summary
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions
+from spatialvla_ft.actions.summaries import BUFFER_ROWS, Blocks, Summary
 from spatialvla_ft.data.action_blocks import proprio_blocks, raw_blocks
 from spatialvla_ft.data.content import content_key, kept_json
 from spatialvla_ft.data.errors import DatasetError

@@ -10,8 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
 
-from .frozen import FrozenEstimator
-from .pictures import IMAGENET_MEAN, IMAGENET_STD, check_side, network_size, normalise_colours
+from .frozen import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FrozenEstimator,
+    check_side,
+    network_size,
+    normalise_colours,
+)
 
 TRAINED_SIDE = 518
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.sample import Observation
-from ..depth.cached import from_bytes
+from ..depth.cache import from_bytes
 from ..depth.every_nth import EveryNth
 from ..depth.protocol import DepthEstimator
 from ..pictures import rgb_bytes

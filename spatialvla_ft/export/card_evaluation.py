@@ -8,8 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from ..evaluation.intervals import Share
-from ..evaluation.outcome import ClosedLoop
+from ..evaluation.outcome import ClosedLoop, Share
 
 BASELINES = ("no motion", "mean action")
 """Policies that are shown beside a model, and are not it."""

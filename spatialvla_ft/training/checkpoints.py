@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import files
-from .training_state import TrainingState
+from .states import TrainingState
 
 logger = logging.getLogger(__name__)
 

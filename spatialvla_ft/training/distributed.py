@@ -17,9 +17,8 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import distributed, nn
 
 from .global_batch import process_count
-from .recipe import Recipe, RecipeError
-from .sections import Train
-from .sharding import is_sharded
+from .recipe import Recipe, RecipeError, Train
+from .states import is_sharded
 
 
 def join(train: Train) -> None:

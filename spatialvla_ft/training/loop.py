@@ -16,28 +16,38 @@ from torch import Tensor, nn
 
 from .. import files
 from ..models.lora import save_adapter
-from . import checkpoints, output, training_state
-from .bad_batch import Culprits
+from . import checkpoints, output
 from .batches import make_loader, make_sampler
 from .depth_plan import depth_in_forward, fill_depth, keep_depth
 from .distributed import join, make_accelerator, prepare, wait_for_the_last
-from .guard import Guard
+from .guard import Culprits, Guard
 from .identity import check_same_run, identity
-from .meters import Meter
 from .metrics import Totals, action_tokens
 from .objective import label_weights, weighted_loss
-from .optimisation import make_optimizer, make_scheduler
 from .point_loss import PointWatch, without_points
-from .preflight import FILE as PREFLIGHT
-from .preflight import Preflight, preflight
+from .preflight.report import FILE as PREFLIGHT
+from .preflight.report import Preflight, preflight
 from .recipe import RecipeError
 from .run import Run
-from .sharding import gathered, put_sharded, shard, take_sharded, unshard, whole
+from .speed import Meter
+from .states import (
+    TrainingState,
+    gathered,
+    put,
+    put_sharded,
+    put_trainable,
+    put_zero,
+    shard,
+    take,
+    take_sharded,
+    take_zero,
+    unshard,
+    whole,
+)
 from .stopping import StoppedError, StopRequest, stop_requests
 from .trackers import flush, forget_after, init_trackers, make_trackers
-from .training_state import TrainingState
+from .trainable import make_optimizer, make_scheduler
 from .validation import Validation
-from .zero import put_zero, take_zero
 
 logger = logging.getLogger(__name__)
 
@@ -346,7 +356,7 @@ class Loop:
     def states(self) -> tuple[Callable[..., TrainingState], Callable[..., None]]:
         """How the run's state is taken and put back, by how it is shared."""
         return {
-            "none": (training_state.take, training_state.put),
+            "none": (take, put),
             "fsdp2": (take_sharded, put_sharded),
         }.get(self.run.recipe.train.sharding, (take_zero, put_zero))
 
@@ -377,7 +387,7 @@ class Loop:
             if self.run.recipe.train.result == "best":
                 place = checkpoints.best(self.folder) or place
                 state, _ = checkpoints.load(place)
-                training_state.put_trainable(state, model)
+                put_trainable(state, model)
             step, loss = checkpoints.step_of(place), checkpoints.validation_of(place)
             with (
                 checkpoints.writing("the result", self.folder),

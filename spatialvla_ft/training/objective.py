@@ -15,8 +15,7 @@ from torch import Tensor
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from .metrics import label_rows
-from .recipe import RecipeError
-from .sections import SlotWeights
+from .recipe import RecipeError, SlotWeights
 
 
 def label_weights(

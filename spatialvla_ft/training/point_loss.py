@@ -28,8 +28,7 @@ from ..data.sample import Sample
 from ..geometry.backprojection import patch_weights, project
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
-from .recipe import RecipeError
-from .sections import PointLoss
+from .recipe import PointLoss, RecipeError
 
 FLOOR = 1e-6
 """Added to attention before the logarithm, so that a head that looks away keeps a gradient."""

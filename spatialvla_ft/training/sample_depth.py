@@ -17,8 +17,7 @@ import torch
 
 from ..data.image_path import ImagePath, fit
 from ..data.sample import Observation, Sample
-from ..depth.cache import DepthCache
-from ..depth.cached import CachedDepth, from_bytes
+from ..depth.cache import CachedDepth, DepthCache, from_bytes
 from ..depth.load import DeferredEstimator
 
 logger = logging.getLogger(__name__)

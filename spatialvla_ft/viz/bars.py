@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spatialvla_ft.evaluation.intervals import Share
+from spatialvla_ft.evaluation.outcome import Share
 from spatialvla_ft.viz.html import escape
 from spatialvla_ft.viz.numbers import count, interval, percent
 

@@ -11,11 +11,11 @@ from spatialvla_ft.data.inspection import Inspection, facts
 from spatialvla_ft.data.inspection.findings import Finding
 from spatialvla_ft.data.inspection.pictures import field_of_view
 from spatialvla_ft.data.inspection.views import View
-from spatialvla_ft.viz.contact_sheet import FRAME, contact_sheet
 from spatialvla_ft.viz.embed import figure_uri, jpeg_uri
 from spatialvla_ft.viz.html import escape, page, paragraph, picture, section, table
 from spatialvla_ft.viz.inspection_plots import plot_actions, plot_gripper, plot_lengths
 from spatialvla_ft.viz.inspection_points import COLOURS, Row, ringed_rows
+from spatialvla_ft.viz.sheets import FRAME, contact_sheet
 
 _STYLE = """<style>
 .finding { border-left: 6px solid #8a8f98; background: var(--tint); padding: 9px 16px;

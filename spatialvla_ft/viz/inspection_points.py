@@ -13,7 +13,7 @@ from spatialvla_ft.data.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.inspection.opening import find_card, open_source
 from spatialvla_ft.data.projection import Values, pixels, placed
-from spatialvla_ft.viz.contact_sheet import FRAME, contact_sheet
+from spatialvla_ft.viz.sheets import FRAME, contact_sheet
 
 RINGS = {"target_point": (230, 159, 0), "reference_point": (86, 180, 233)}
 """Colour of a ring by the field of a sample."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spatialvla_ft.evaluation.intervals import Share
+from spatialvla_ft.evaluation.outcome import Share
 
 NBSP = "\u00a0"
 """A space at which no line breaks."""

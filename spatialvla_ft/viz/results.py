@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from spatialvla_ft.evaluation.intervals import Share
-from spatialvla_ft.evaluation.outcome import ClosedLoop
+from spatialvla_ft.evaluation.outcome import ClosedLoop, Share
 from spatialvla_ft.sim.tasks import TOUCH_DISTANCE, get_task
 from spatialvla_ft.viz.bars import Bar, bars
 from spatialvla_ft.viz.gate import Verdict, judge

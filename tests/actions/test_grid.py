@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialvla_ft.actions import ActionGrid, fit_gaussians
-from spatialvla_ft.actions.lookup import BinLookup
-from spatialvla_ft.actions.quantiles import conditional_means, quantile_edges
-from spatialvla_ft.actions.weighted import Weighted
+from spatialvla_ft.actions.codec import BinLookup
+from spatialvla_ft.actions.quantiles import Weighted, conditional_means, quantile_edges
 
 BINS = (5, 7, 3, 4, 6, 2, 2)
 AXES = ("theta", "phi", "r", "roll", "pitch", "yaw")

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.evaluation.intervals import wilson_interval
+from spatialvla_ft.evaluation.outcome import wilson_interval
 
 SIM = ("eval", "sim", "--robot", "robot_b", "--policy", "no-motion", "--image-size", "16")
 

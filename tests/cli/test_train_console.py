@@ -21,11 +21,11 @@ from spatialvla_ft.cli.console import (
     warnings_shown,
 )
 from spatialvla_ft.cli.preflight_view import show_preflight
-from spatialvla_ft.cli.train_summary import best_and_last, summary, validation_losses
-from spatialvla_ft.training.parameter_groups import ParameterGroup
-from spatialvla_ft.training.preflight import Preflight
-from spatialvla_ft.training.preflight_data import DatasetFacts, Dimension
-from spatialvla_ft.training.preflight_samples import SampleFacts
+from spatialvla_ft.cli.train import best_and_last, summary, validation_losses
+from spatialvla_ft.training.preflight.datasets import DatasetFacts, Dimension
+from spatialvla_ft.training.preflight.report import Preflight
+from spatialvla_ft.training.preflight.samples import SampleFacts
+from spatialvla_ft.training.trainable import ParameterGroup
 
 LAST = {
     "loss": 1.23456,

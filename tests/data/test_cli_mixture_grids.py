@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spatialvla_ft.actions.compare import compare_grids
 from spatialvla_ft.actions.fit import KINDS, fit_grid
 from spatialvla_ft.actions.grid_io import load_grid
 from spatialvla_ft.actions.normalise import normalise
-from spatialvla_ft.actions.reconstruction import reconstruct
+from spatialvla_ft.actions.reconstruction import compare_grids, reconstruct
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import open_dataset
 from spatialvla_ft.data.action_sample import first_half, sample_actions

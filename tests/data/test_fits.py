@@ -5,12 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from spatialvla_ft.actions.fit import KINDS, fit_grid
-from spatialvla_ft.actions.fit_blocks import axis_tables, fit_grid_blocks
+from spatialvla_ft.actions.fit import KINDS, axis_tables, fit_grid, fit_grid_blocks
 from spatialvla_ft.actions.gaussians import fit_gaussians
 from spatialvla_ft.actions.normalise import normalise
+from spatialvla_ft.actions.quantiles import Tally
 from spatialvla_ft.actions.spaces import end_effector_delta, two_arms_delta
-from spatialvla_ft.actions.weighted import Tally
 from spatialvla_ft.data import DatasetError, open_dataset
 from spatialvla_ft.data.fits import MixtureActions
 from spatialvla_ft.data.rlds_store import RldsStore

@@ -28,7 +28,7 @@ from spatialvla_ft.data.statistics import (
     normalised_dimensions,
     streamed_statistics,
 )
-from spatialvla_ft.training.preflight_grid import coarse_motion
+from spatialvla_ft.training.preflight.grid import coarse_motion
 
 YAW = 5
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spatialvla_ft.actions.normalise import ActionStatistics
-from spatialvla_ft.actions.selection import Summary
+from spatialvla_ft.actions.summaries import Summary
 from spatialvla_ft.data import DatasetError, build_index, load_cards, open_dataset
 from spatialvla_ft.data.rlds_store import RldsStore
 from spatialvla_ft.data.statistics import (

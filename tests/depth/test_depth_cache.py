@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from spatialvla_ft.depth.cache import DepthCache, picture_key
-from spatialvla_ft.depth.cached import CachedDepth, from_bytes
-from spatialvla_ft.depth.packing import RELATIVE_ERROR, pack, unpack
+from spatialvla_ft.depth.cache import (
+    RELATIVE_ERROR,
+    CachedDepth,
+    DepthCache,
+    from_bytes,
+    pack,
+    picture_key,
+    unpack,
+)
 
 KEY = bytes(range(16))
 

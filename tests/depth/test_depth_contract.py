@@ -6,8 +6,7 @@ import depth_zoo
 import pytest
 import torch
 
-from spatialvla_ft.depth.cache import DepthCache
-from spatialvla_ft.depth.cached import CachedDepth
+from spatialvla_ft.depth.cache import CachedDepth, DepthCache
 from spatialvla_ft.depth.every_nth import EveryNth
 from spatialvla_ft.depth.load import DepthSpec, load_depth_estimator
 from spatialvla_ft.depth.protocol import DepthEstimator

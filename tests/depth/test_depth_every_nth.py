@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from spatialvla_ft.bench.depth_cost import compare
 from spatialvla_ft.depth import every_nth
-from spatialvla_ft.depth.cheaper import compare
 from spatialvla_ft.depth.every_nth import EveryNth
 
 

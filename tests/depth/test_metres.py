@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from tiny_world import NAME, depth_map, picture, tiny_inputs, tiny_model, tiny_processor
 
+from spatialvla_ft.depth.cache import pack
 from spatialvla_ft.depth.metres import DepthWarning, reading_in_metres
-from spatialvla_ft.depth.packing import pack
 from spatialvla_ft.depth.sensor import SensorDepth
 from spatialvla_ft.viz.point_cloud import CameraFrame
 from spatialvla_ft.viz.sensor_view import plot_view

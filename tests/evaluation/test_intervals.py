@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binomtest
 
-from spatialvla_ft.evaluation.intervals import wilson_interval
+from spatialvla_ft.evaluation.outcome import wilson_interval
 
 
 @pytest.mark.parametrize("trials", [1, 2, 7, 50, 333])

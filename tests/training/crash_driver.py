@@ -29,7 +29,7 @@ from spatialvla_ft.cli.main import app
 from spatialvla_ft.training import checkpoints
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.recipe import load_recipe
-from spatialvla_ft.training.training_state import take
+from spatialvla_ft.training.states import take
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}

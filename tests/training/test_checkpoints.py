@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from spatialvla_ft.files import DamagedError
 from spatialvla_ft.training import checkpoints
 from spatialvla_ft.training.checkpoints import Keep
+from spatialvla_ft.training.states import put, take
 from spatialvla_ft.training.trackers import forget_after
-from spatialvla_ft.training.training_state import put, take
 
 
 def parts(seed=0, size=3):

@@ -19,8 +19,8 @@ from spatialvla_ft.cli.main import app
 from spatialvla_ft.models.lora import load_policy_model
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
-from spatialvla_ft.training.parameter_groups import parameter_groups
 from spatialvla_ft.training.recipe import load_recipe
+from spatialvla_ft.training.trainable import parameter_groups
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 NEW = {"debug", "quickstart_base", "quickstart_scratch", "tabletop_full", "tabletop_views"}

@@ -19,8 +19,8 @@ from spatialvla_ft.training import action_ranges
 from spatialvla_ft.training.action_ranges import run_statistics
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.identity import flat
-from spatialvla_ft.training.preflight import preflight
-from spatialvla_ft.training.preflight_grid import coarse_motion, noise_words
+from spatialvla_ft.training.preflight.grid import coarse_motion, noise_words
+from spatialvla_ft.training.preflight.report import preflight
 
 LARGE = (16, 32, 16, 16, 16, 16, 2)
 """12,290 tokens."""

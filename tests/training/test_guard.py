@@ -9,13 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from spatialvla_ft.training.bad_batch import JSON_FILE, PICTURE_FILE
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.checkpoints import all_checkpoints
-from spatialvla_ft.training.guard import Guard
+from spatialvla_ft.training.guard import JSON_FILE, PICTURE_FILE, Guard
 from spatialvla_ft.training.loop import train
-from spatialvla_ft.training.recipe import RecipeError
-from spatialvla_ft.training.sections import LossGuard
+from spatialvla_ft.training.recipe import LossGuard, RecipeError
 
 RULE = LossGuard(factor=3, steps=4, window=60)
 

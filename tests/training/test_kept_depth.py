@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from spatialvla_ft.data.image_path import fit_step
-from spatialvla_ft.depth.packing import RELATIVE_ERROR
+from spatialvla_ft.depth.cache import RELATIVE_ERROR
 from spatialvla_ft.models.modeling_spatialvla import SpatialVLAForConditionalGeneration
-from spatialvla_ft.training import depth_plan, preflight, step_cost
+from spatialvla_ft.training import depth_plan, step_cost
 from spatialvla_ft.training.batches import Frames
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.identity import recipe_identity
 from spatialvla_ft.training.loop import train
+from spatialvla_ft.training.preflight import report
 from spatialvla_ft.training.recipe import RecipeError
 
 LOSS_TOLERANCE = 1e-3
@@ -66,7 +67,7 @@ def test_every_look_after_filling_is_read(recipe_for, monkeypatch):
         "__call__",
         lambda self, pictures, K=None: counted.append(len(pictures)) or estimate(self, pictures, K),
     )
-    monkeypatch.setattr(preflight, "depth_share", lambda run: None)
+    monkeypatch.setattr(report, "depth_share", lambda run: None)
     monkeypatch.setattr(type(run.spatialvla), "depth_of", None)  # no forward pass estimates
     told = []
     train(run, on_depth=lambda done, total: told.append((done, total)))
@@ -251,17 +252,17 @@ def test_only_frames_that_are_drawn_are_filled(recipe_for, tmp_path):
 
 def test_the_plan_says_what_depth_costs(recipe_for, monkeypatch):
     slow = step_cost.DepthShare(depth=0.5, rest=0.125, views=1)
-    monkeypatch.setattr(preflight, "depth_share", lambda run: slow)
-    kept = preflight.preflight(build(recipe_for()))
+    monkeypatch.setattr(report, "depth_share", lambda run: slow)
+    kept = report.preflight(build(recipe_for()))
     assert "estimated once, not" in kept.plan["depth"]
     assert "80% of every step" in kept.plan["depth"]
     assert "depth_cache, at most" in kept.plan["depth"]
     assert not [text for text in kept.warnings if "ZoeDepth" in text]
-    always = preflight.preflight(build(recipe_for(depth=NEVER)))
+    always = report.preflight(build(recipe_for(depth=NEVER)))
     (warning,) = [text for text in always.warnings if "ZoeDepth" in text]
     assert warning.startswith("80% of the time of a step is ZoeDepth (500 ms a picture)")
     assert "'data.depth={source: estimate, cache: DIR}' estimates each picture once" in warning
-    few = preflight.preflight(build(recipe_for("train.steps=2")))
+    few = report.preflight(build(recipe_for("train.steps=2")))
     (warning,) = [text for text in few.warnings if "ZoeDepth" in text]
     assert "data.depth=sensor saves it" in warning
 
@@ -286,13 +287,13 @@ def test_bf16_on_a_processor_is_measured_and_told(recipe_for, monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    monkeypatch.setattr(preflight, "depth_share", lambda run: None)
-    monkeypatch.setattr(preflight, "bf16_beside_float32", lambda width: 2.5)
-    found = preflight.preflight(build(recipe_for("train.precision=bf16")))
+    monkeypatch.setattr(report, "depth_share", lambda run: None)
+    monkeypatch.setattr(report, "bf16_beside_float32", lambda width: 2.5)
+    found = report.preflight(build(recipe_for("train.precision=bf16")))
     assert "2.5 times as long as float32" in found.plan["precision"]
     assert [text for text in found.warnings if "set train.precision=float32" in text]
-    monkeypatch.setattr(preflight, "bf16_beside_float32", lambda width: 0.4)
-    found = preflight.preflight(build(recipe_for("train.precision=bf16")))
+    monkeypatch.setattr(report, "bf16_beside_float32", lambda width: 0.4)
+    found = report.preflight(build(recipe_for("train.precision=bf16")))
     assert not [text for text in found.warnings if "bf16" in text]
 
 

@@ -6,7 +6,7 @@ import torch
 from tiny_world import tiny_model, tiny_processor
 
 from spatialvla_ft.models.lora import attach_lora
-from spatialvla_ft.training.parameter_groups import parameter_groups
+from spatialvla_ft.training.trainable import parameter_groups
 
 
 def size(module):

@@ -22,8 +22,7 @@ from spatialvla_ft.models.processing_spatialvla import SpatialVLAProcessor
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.point_loss import PatchGrid, PointWatch, without_points
-from spatialvla_ft.training.recipe import RecipeError
-from spatialvla_ft.training.sections import PointLoss
+from spatialvla_ft.training.recipe import PointLoss, RecipeError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 K = np.array([[40.0, 0, 30.0], [0, 44.0, 22.0], [0, 0, 1]])

@@ -18,8 +18,8 @@ from spatialvla_ft.cli.main import app
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.collate import Collator
 from spatialvla_ft.training.loop import train
-from spatialvla_ft.training.preflight import FILE, PreflightError, preflight
-from spatialvla_ft.training.preflight_samples import outside_its_bin
+from spatialvla_ft.training.preflight.report import FILE, PreflightError, preflight
+from spatialvla_ft.training.preflight.samples import outside_its_bin
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_numbers_that_are_not_finite_are_refused(run, monkeypatch):
         return replace(found, action=RawActions(action))
 
     monkeypatch.setattr(dataset, "standardised", damaged)
-    monkeypatch.setattr("spatialvla_ft.training.preflight.first_samples", lambda *a, **k: [])
+    monkeypatch.setattr("spatialvla_ft.training.preflight.report.first_samples", lambda *a, **k: [])
     report = preflight(run)
     assert any("1 numbers of the actions are NaN or infinite" in text for text in report.problems)
 

@@ -17,7 +17,7 @@ from spatialvla_ft.training.build import build
 from spatialvla_ft.training.guard import Guard
 from spatialvla_ft.training.identity import differences, identity, recipe_identity
 from spatialvla_ft.training.loop import train
-from spatialvla_ft.training.sections import LossGuard
+from spatialvla_ft.training.recipe import LossGuard
 
 SHORT = ["train.steps=3", "train.save_every=1"]
 

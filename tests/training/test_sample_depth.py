@@ -16,10 +16,8 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.data.image_path import fit_step
 from spatialvla_ft.data.sample import Observation
-from spatialvla_ft.depth.cache import DepthCache
-from spatialvla_ft.depth.cached import from_bytes
+from spatialvla_ft.depth.cache import RELATIVE_ERROR, DepthCache, from_bytes
 from spatialvla_ft.depth.load import DeferredEstimator, DepthSpec, load_depth_estimator
-from spatialvla_ft.depth.packing import RELATIVE_ERROR
 from spatialvla_ft.training.augment import Augment
 from spatialvla_ft.training.batches import Frames
 from spatialvla_ft.training.build import build

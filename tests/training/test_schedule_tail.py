@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from spatialvla_ft.training.optimisation import make_optimizer, make_scheduler
-from spatialvla_ft.training.sections import Train
+from spatialvla_ft.training.recipe import Train
+from spatialvla_ft.training.trainable import make_optimizer, make_scheduler
 
 PEAK, WARMUP, TOTAL = 0.02, 0.25, 20
 

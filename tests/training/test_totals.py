@@ -15,7 +15,6 @@ from spatialvla_ft.actions.normalise import ActionStatistics, unnormalise
 from spatialvla_ft.actions.spaces import end_effector_delta, two_arms_delta
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
-from spatialvla_ft.training.meters import Meter, peak_flops, resident
 from spatialvla_ft.training.metrics import (
     Totals,
     action_tokens,
@@ -23,6 +22,7 @@ from spatialvla_ft.training.metrics import (
     plain,
     sample_losses,
 )
+from spatialvla_ft.training.speed import Meter, peak_flops, resident
 
 SPACE = end_effector_delta()
 

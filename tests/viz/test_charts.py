@@ -9,7 +9,7 @@ import pytest
 from page_text import text_of
 from run_folder import write_run
 
-from spatialvla_ft.evaluation.intervals import Share, wilson_interval
+from spatialvla_ft.evaluation.outcome import Share, wilson_interval
 from spatialvla_ft.viz.bars import Bar, bars
 from spatialvla_ft.viz.curves import plot_losses, series, smooth
 from spatialvla_ft.viz.details import against_mean, held_out

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spatialvla_ft.viz.contact_sheet import FRAME, GAP, LABEL, contact_sheet
+from spatialvla_ft.viz.sheets import FRAME, GAP, LABEL, contact_sheet
 
 
 def test_contact_sheet_places_frames_and_the_principal_point():

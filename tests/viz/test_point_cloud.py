@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from spatialvla_ft.viz.contact_sheet import contact_sheet
 from spatialvla_ft.viz.embed import jpeg_uri
 from spatialvla_ft.viz.point_cloud import (
     CameraFrame,
@@ -10,6 +9,7 @@ from spatialvla_ft.viz.point_cloud import (
     plot_point_clouds,
     two_views,
 )
+from spatialvla_ft.viz.sheets import contact_sheet
 
 K = np.array([[30.0, 0.7, 15.2], [0.0, 33.0, 17.1], [0.0, 0.0, 1.0]])
 

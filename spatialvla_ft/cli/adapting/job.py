@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spatialvla_ft.data.card import Card
     from spatialvla_ft.data.inspection.source import Source
     from spatialvla_ft.data.mixtures import Opened
-    from spatialvla_ft.training.preflight import Preflight
+    from spatialvla_ft.training.preflight.report import Preflight
     from spatialvla_ft.training.recipe import Recipe
     from spatialvla_ft.training.run import Run
 
@@ -225,8 +225,7 @@ class Job:
     @cached_property
     def opened(self) -> Opened:
         """The dataset as it is trained on, with episodes held out."""
-        from spatialvla_ft.training.build import chunk_and_layout
-        from spatialvla_ft.training.open_data import open_data
+        from spatialvla_ft.training.build import chunk_and_layout, open_data
 
         return open_data(self.recipe, *chunk_and_layout(self.recipe))
 
@@ -250,7 +249,7 @@ class Job:
         from rich.console import Console
 
         from spatialvla_ft.cli.preflight_view import show_preflight
-        from spatialvla_ft.training.preflight import preflight
+        from spatialvla_ft.training.preflight.report import preflight
 
         if self._preflight is None:
             self._preflight = preflight(self.run())

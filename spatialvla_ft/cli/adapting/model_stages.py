@@ -16,7 +16,7 @@ from spatialvla_ft.cli.adapting.precision import choose_precision
 from spatialvla_ft.cli.adapting.stages import Done, Outcome, Stage
 
 if TYPE_CHECKING:
-    from spatialvla_ft.training.preflight import Preflight
+    from spatialvla_ft.training.preflight.report import Preflight
 
 STILL = {
     "constant dimension",

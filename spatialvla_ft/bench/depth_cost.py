@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .protocol import DepthEstimator
+from ..depth.protocol import DepthEstimator
 
 
 @dataclass(frozen=True)

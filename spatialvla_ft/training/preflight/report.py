@@ -10,18 +10,18 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .batches import epoch_words
-from .depth_plan import WORTH, DepthPlan
-from .distributed import trains_on_cpu
-from .global_batch import process_count
-from .identity import global_batch
-from .parameter_groups import ParameterGroup, parameter_groups
-from .preflight_data import DatasetFacts, dataset_facts, read_some
-from .preflight_grid import GridFacts, grid_facts
-from .preflight_samples import SampleFacts, first_samples
-from .recipe import RecipeError
-from .run import Run
-from .step_cost import NO_SLOWER, DepthShare, bf16_beside_float32, depth_share, workers_here
+from ..batches import epoch_words
+from ..depth_plan import WORTH, DepthPlan
+from ..distributed import trains_on_cpu
+from ..global_batch import process_count
+from ..identity import global_batch
+from ..recipe import RecipeError
+from ..run import Run
+from ..step_cost import NO_SLOWER, DepthShare, bf16_beside_float32, depth_share, workers_here
+from ..trainable import ParameterGroup, parameter_groups
+from .datasets import DatasetFacts, dataset_facts, read_some
+from .grid import GridFacts, grid_facts
+from .samples import SampleFacts, first_samples
 
 SHOWN = 3
 FILE = "preflight.json"

@@ -9,16 +9,16 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 
-from ..actions.fit import KINDS, GridKind, fit_grid
-from ..actions.grid import ActionGrid
-from ..actions.layout import Slot, per_axis, slot_totals
-from ..actions.normalise import ActionStatistics, normalise
-from ..actions.ranges import noise_widths
-from ..actions.reconstruction import arm_rmse, motion_errors
-from ..actions.spaces import ActionSpace, NormalisedActions, RawActions
-from .global_batch import process_count
-from .identity import global_batch
-from .run import Run
+from ...actions.fit import KINDS, GridKind, fit_grid
+from ...actions.grid import ActionGrid
+from ...actions.layout import Slot, per_axis, slot_totals
+from ...actions.normalise import ActionStatistics, normalise
+from ...actions.ranges import noise_widths
+from ...actions.reconstruction import arm_rmse, motion_errors
+from ...actions.spaces import ActionSpace, NormalisedActions, RawActions
+from ..global_batch import process_count
+from ..identity import global_batch
+from ..run import Run
 
 ROWS = 20_000
 """Actions that are tried, at most."""

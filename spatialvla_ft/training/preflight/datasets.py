@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from ..actions.normalise import ActionStatistics, normalise
-from ..actions.ranges import lost_dimensions, lost_words, widened_words
-from ..actions.spaces import RawActions
-from ..data.card_fields import Intrinsics
-from ..data.sample_dataset import SampleDataset
-from .run import Run
+from ...actions.normalise import ActionStatistics, normalise
+from ...actions.ranges import lost_dimensions, lost_words, widened_words
+from ...actions.spaces import RawActions
+from ...data.card_fields import Intrinsics
+from ...data.sample_dataset import SampleDataset
+from ..run import Run
 
 EPISODES, STEPS = 32, 20_000
 """At most so many episodes of a dataset, and steps, are read."""

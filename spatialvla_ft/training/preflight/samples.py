@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..actions.grid import ActionGrid
-from ..actions.layout import axis_values
-from ..actions.normalise import ActionStatistics, normalise, unnormalise
-from ..data.sample import Sample
-from ..depth.metres import FAR, NEAR, DepthWarning
-from .batches import Frames, StepBatches, make_sampler
-from .collate import Collator
-from .run import Run
+from ...actions.grid import ActionGrid
+from ...actions.layout import axis_values
+from ...actions.normalise import ActionStatistics, normalise, unnormalise
+from ...data.sample import Sample
+from ...depth.metres import FAR, NEAR, DepthWarning
+from ..batches import Frames, StepBatches, make_sampler
+from ..collate import Collator
+from ..run import Run
 
 CHECKED = 8
 """Samples of the batch that are checked."""

@@ -4,18 +4,76 @@ The bits of a float32, with the sign turned round, are an unsigned integer in th
 pass counts the upper 16 bits; that says which upper halves hold the wanted order statistics, and a
 second pass counts the lower 16 bits under those. The counts are all that is kept: 512 KiB for each
 column and pass. Columns of up to `BUFFER_ROWS` rows are kept whole instead, and need one pass.
+
+Mean and standard deviation in one pass, block by block, mergeable and weighted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .axes import F64
-from .moments import Moments
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weight, mean, and sum of squared deviations of some numbers, per column.
+
+    Two of them merge without the numbers (Chan, Golub and LeVeque): each part's deviations are from
+    its own mean, so that nothing cancels however far the means lie from 0.
+
+    Attributes:
+        weight: (n,) sum of the weights; the count where every number weighs 1.
+        mean: (n,).
+        squares: (n,) weighted sum of squared deviations from the mean.
+    """
+
+    weight: F64
+    mean: F64
+    squares: F64
+
+    @classmethod
+    def empty(cls, columns: int) -> Moments:
+        """Of no numbers."""
+        return cls(np.zeros(columns), np.zeros(columns), np.zeros(columns))
+
+    @classmethod
+    def of(cls, values: Any) -> Moments:
+        """Of (rows, n) numbers, each of weight 1."""
+        array = np.asarray(values, np.float64)
+        if not len(array):
+            return cls.empty(array.shape[1])
+        mean = array.mean(axis=0)
+        return cls(np.full(array.shape[1], float(len(array))), mean, ((array - mean) ** 2).sum(0))
+
+    def scaled(self, factor: float) -> Moments:
+        """With every weight times `factor`."""
+        return Moments(self.weight * factor, self.mean, self.squares * factor)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of the numbers of both."""
+        weight = self.weight + other.weight
+        share = np.divide(other.weight, weight, out=np.zeros_like(weight), where=weight > 0)
+        apart = other.mean - self.mean
+        return Moments(
+            weight,
+            self.mean + share * apart,
+            self.squares + other.squares + apart**2 * share * self.weight,
+        )
+
+    @property
+    def std(self) -> F64:
+        """(n,) population standard deviation; 0 of no numbers."""
+        variance = np.divide(
+            self.squares, self.weight, out=np.zeros_like(self.squares), where=self.weight > 0
+        )
+        return np.asarray(np.sqrt(variance))
+
 
 BUFFER_ROWS = 1 << 20
 """Rows that are kept whole before counting begins: 28 MiB of seven columns."""
