@@ -133,7 +133,8 @@ def checksum(file: Path) -> str:
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        files: dict[str, dict[str, Any]] = json.loads(text)["files"]
         complete = all({"bytes", "xxh3_128"} <= set(written) for written in files.values())
     except FileNotFoundError:
         raise DamagedError(f"{folder / MANIFEST} is missing") from None

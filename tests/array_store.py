@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.sample_dataset import SampleDataset
+from spatialvla_ft.data.samples import SampleDataset
 
 ARM = {
     "translation": ["action[0:3]"],

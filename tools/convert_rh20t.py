@@ -17,8 +17,8 @@ os.environ["SPATIALVLA_FT_LIGHT"] = "1"  # TensorFlow writes here, so torch must
 
 import numpy as np
 
-from spatialvla_ft.data.rh20t import convert, layout
-from spatialvla_ft.data.rh20t.episode import Episode, Options
+from spatialvla_ft.converters.rh20t import convert, layout
+from spatialvla_ft.converters.rh20t.episode import Episode, Options
 
 DEFAULT_CAMERAS = ("primary=front", "wrist=wrist")
 REPORT_EVERY = 50

@@ -48,7 +48,7 @@ class Squares(Dataset[dict[str, Any]]):
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         """One frame, read, decoded and resized."""
-        from spatialvla_ft.data.image_path import fit_step
+        from spatialvla_ft.data.pictures import fit_step
 
         dataset, frame = place
         sample = fit_step(self.datasets[dataset][frame], SIZE, self.path)
@@ -73,7 +73,7 @@ def together(samples: list[dict[str, Any]]) -> dict[str, Any]:
 @cache
 def opened(folder: str) -> Any:
     """A dataset, indexed if it is not yet."""
-    from spatialvla_ft.data.dataset import open_dataset
+    from spatialvla_ft.data.opening import open_dataset
 
     return open_dataset(folder, card=None, horizon=HORIZON, cameras=["primary"], depth=False)
 

@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..data.fits import MixtureActions
 from ..data.mixtures import Part, open_mixture
 from ..data.rlds.build import EPISODES, META, STEPS
-from ..data.rlds.freshness import FORMAT_VERSION
 from ..data.rlds.index import INDEX_DIR
-from ..data.rlds.info import feature_hash, read_dataset_info, shard_table
-from ..data.rlds.store import open_store
+from ..data.rlds.info import FORMAT_VERSION, feature_hash, read_dataset_info, shard_table
+from ..data.rlds.places import open_store
 from ..data.sampler import Sampler
-from ..data.statistics import dataset_statistics
+from ..data.stats.fits import MixtureActions
+from ..data.stats.statistics import dataset_statistics
 from ..processes import ChildError, how_it_ended
 
 BATCH_ROWS = 65_536

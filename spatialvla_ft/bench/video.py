@@ -12,9 +12,9 @@ from statistics import median
 import numpy as np
 from jaxtyping import UInt8
 
+from ..converters.lerobot_writer import LeRobotWriter
+from ..converters.video_writer import CODECS
 from ..data.lerobot.info import Feature
-from ..data.lerobot.video_writer import CODECS
-from ..data.lerobot.writer import LeRobotWriter
 from ..processes import Child
 from .data_frames import BATCH
 from .figures import Figure, Report

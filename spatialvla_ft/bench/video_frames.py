@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.reading import read_in_disk_order
+from ..data.samples import read_in_disk_order
 from .data_frames import BATCH, SIZE, Endless, cpu_seconds
 
 COPIES = 16
@@ -40,7 +40,7 @@ class Squares(Dataset[dict[str, Any]]):
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         """One frame, read, decoded and resized."""
-        from spatialvla_ft.data.image_path import fit_step
+        from spatialvla_ft.data.pictures import fit_step
 
         dataset, frame = place
         sample = fit_step(self.datasets[dataset][frame], SIZE, "fast")
@@ -63,7 +63,7 @@ def stream(folder: str, workers: int, pause: float) -> Iterator[tuple[Any, list[
         workers: processes that read.
         pause: seconds of a pretended step.
     """
-    from spatialvla_ft.data.dataset import open_dataset
+    from spatialvla_ft.data.opening import open_dataset
 
     datasets = [open_dataset(folder, card=None, horizon=4, depth=False) for _ in range(COPIES)]
     batches = iter(

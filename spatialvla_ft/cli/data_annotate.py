@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from spatialvla_ft.data.annotate import Account, Settings
-    from spatialvla_ft.data.card import Card
+    from spatialvla_ft.converters.annotate import Account, Settings
+    from spatialvla_ft.data.cards.card import Card
+    from spatialvla_ft.data.cards.terms import Term
     from spatialvla_ft.data.lerobot.store import LeRobotStore
-    from spatialvla_ft.data.rlds_store import RldsStore
-    from spatialvla_ft.data.terms import Term
+    from spatialvla_ft.data.rlds.episodes import RldsStore
 
 LISTED = 8
 """Episodes without a point that are listed by number."""
@@ -108,14 +108,14 @@ def _annotate(
     plot: Path | None,
     advance: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    from spatialvla_ft.data.annotate import Settings, find_points
-    from spatialvla_ft.data.annotated import (
+    from spatialvla_ft.converters.annotate import Settings, find_points
+    from spatialvla_ft.converters.annotated import (
         check_column,
         place_of,
         seen_by_cameras,
         write_annotated,
     )
-    from spatialvla_ft.data.hindsight import Gripping
+    from spatialvla_ft.converters.hindsight import Gripping
     from spatialvla_ft.data.lerobot.store import LeRobotStore
 
     settings = Settings(
@@ -182,11 +182,11 @@ def _opened(
     dataset: str, card_file: Path | None
 ) -> tuple[RldsStore | LeRobotStore, Card, dict[str, Any]]:
     """The dataset, its card, and the card as YAML holds it."""
-    from spatialvla_ft.data.cards import raw_card
-    from spatialvla_ft.data.dataset import CARD_FILE, open_index, own_card, pick_card
-    from spatialvla_ft.data.inspection.opening import LeRobotSource, open_source
+    from spatialvla_ft.data.cards.files import raw_card
     from spatialvla_ft.data.lerobot.draft import draft, draft_card
-    from spatialvla_ft.data.rlds_store import RldsStore
+    from spatialvla_ft.data.lerobot.store import LeRobotSource
+    from spatialvla_ft.data.opening import CARD_FILE, open_index, open_source, own_card, pick_card
+    from spatialvla_ft.data.rlds.episodes import RldsStore
 
     source = open_source(dataset)
     if isinstance(source, LeRobotSource):
@@ -215,7 +215,7 @@ def _term(text: str) -> Term:
     """A term as a card writes it."""
     import yaml
 
-    from spatialvla_ft.data.terms import parse_term
+    from spatialvla_ft.data.cards.terms import parse_term
 
     try:
         return parse_term(yaml.safe_load(text) if text.lstrip().startswith("{") else text)

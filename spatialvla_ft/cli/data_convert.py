@@ -121,7 +121,7 @@ def _refuse(given: dict[str, Any], why: str) -> None:
 def _again(
     src: Path, dst: Path, gop: int, images: str, advance: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    from spatialvla_ft.data.lerobot.reencode import reencode
+    from spatialvla_ft.converters.reencode import reencode
 
     return reencode(src, dst, gop=gop, images=images, progress=advance).to_dict()
 
@@ -135,8 +135,8 @@ def _to_lerobot(
     fps: float | None,
     advance: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    from spatialvla_ft.data.dataset import own_card, read_card
-    from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
+    from spatialvla_ft.converters.rlds_to_lerobot import to_lerobot
+    from spatialvla_ft.data.opening import own_card, read_card
     from spatialvla_ft.data.rlds.index import build_index
 
     index = build_index(src, on_bad_column="skip")
@@ -162,8 +162,8 @@ def _to_rlds(
     label: str | None,
     advance: Callable[[int, int], None],
 ) -> tuple[Path, dict[str, Any]]:
+    from spatialvla_ft.converters.mapping import read_mapping
     from spatialvla_ft.data.errors import refuse_within
-    from spatialvla_ft.data.lerobot.mapping import read_mapping
     from spatialvla_ft.data.lerobot.store import LeRobotStore
     from spatialvla_ft.processes import Worker
 
@@ -178,7 +178,7 @@ def _to_rlds(
     refuse_within(target, src)
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} exists and is not empty; remove it, or give another --name")
-    target, role = "spatialvla_ft.data.lerobot.convert_process:run", "the process that writes RLDS"
+    target, role = "spatialvla_ft.converters.lerobot_to_rlds:run", "the process that writes RLDS"
     with Worker(target, src, dst, name, role=role) as writer:
         while isinstance(message := writer.recv(), int):
             advance(message, len(store.episodes))

@@ -13,7 +13,7 @@ from spatialvla_ft.cli.console import fail_with
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spatialvla_ft.data.inspection import Inspection
+    from spatialvla_ft.inspection import Inspection
 
 SHORT = 12
 """Letters of a first column that is never broken, however narrow the terminal."""
@@ -48,7 +48,7 @@ def inspect(
     from rich.console import Console
 
     from spatialvla_ft.data import DatasetError
-    from spatialvla_ft.data.inspection import draft_for, inspect_dataset
+    from spatialvla_ft.inspection import draft_for, inspect_dataset
 
     with fail_with():
         if draft_card is not None and draft_card.exists():
@@ -76,7 +76,7 @@ def _show(seen: Inspection, console: Console) -> None:
     """Everything but the pictures."""
     from rich.text import Text
 
-    from spatialvla_ft.data.inspection import facts
+    from spatialvla_ft.inspection import facts
 
     console.print(Text(seen.name, style="bold"), Text(facts.summary(seen)))
     _findings(seen, console)

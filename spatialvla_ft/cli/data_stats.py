@@ -61,7 +61,7 @@ def stats(
     Example: spatialvla-ft data stats data/bridge_orig/1.0.0 --card data_mixtures/oxe_cards.yaml
     """
     from spatialvla_ft.cli.console import fail_with
-    from spatialvla_ft.cli.scanning import check_workers
+    from spatialvla_ft.data.stats.scan import check_workers
 
     with fail_with():
         at_once = check_workers(workers)
@@ -95,10 +95,10 @@ def _only_with_mixture(
 
 
 def _dataset(place: str, card: Path | None, split: str, quiet: bool) -> dict[str, Any]:
-    from spatialvla_ft.cli.scanning import scan_datasets
     from spatialvla_ft.data import open_dataset
-    from spatialvla_ft.data.fit_report import checkpoint_layout, fit_report
-    from spatialvla_ft.data.fits import MixtureActions
+    from spatialvla_ft.data.stats.fits import MixtureActions
+    from spatialvla_ft.data.stats.report import checkpoint_layout, fit_report
+    from spatialvla_ft.data.stats.scan import scan_datasets
 
     dataset = open_dataset(place, card=card, split=split)
     scans = scan_datasets([dataset], 1, quiet=quiet)
@@ -119,8 +119,8 @@ def _mixture(
     quiet: bool,
 ) -> dict[str, Any]:
     """Each dataset by itself, then all normalised, as they are drawn."""
-    from spatialvla_ft.cli.scanning import open_mixture_actions, sum_up
-    from spatialvla_ft.data.fit_report import checkpoint_layout, fit_report
+    from spatialvla_ft.data.stats.report import checkpoint_layout, fit_report
+    from spatialvla_ft.data.stats.scan import open_mixture_actions, sum_up
 
     found = open_mixture_actions(name, file, root, exclude, workers, quiet=quiet)
     summary, quantiles = sum_up(found.actions, workers, quiet=quiet)
@@ -157,7 +157,7 @@ def _numbers(title: str, part: dict[str, Any]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from spatialvla_ft.data.inspection.facts import short_number
+    from spatialvla_ft.inspection.facts import short_number
 
     found = part["statistics"]
     table = Table(

@@ -229,7 +229,7 @@ def _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, thread
         return policies.NoMotion()
     if policy == "mean-action":
         from spatialvla_ft.data import open_dataset
-        from spatialvla_ft.data.statistics import dataset_statistics
+        from spatialvla_ft.data.stats.statistics import dataset_statistics
 
         return policies.MeanAction(dataset_statistics(open_dataset(dataset, card=None)).mean)
     import torch

@@ -13,7 +13,7 @@ from spatialvla_ft.cli.console import fail_with
 
 if TYPE_CHECKING:
     from spatialvla_ft.actions.reconstruction import Trial
-    from spatialvla_ft.data.fits import MixtureActions
+    from spatialvla_ft.data.stats.fits import MixtureActions
 
 
 def compare(
@@ -55,10 +55,10 @@ def compare(
     Example: spatialvla-ft grids compare data/robot_a/1.0.0 data/robot_b/1.0.0
     """
     from spatialvla_ft.actions.reconstruction import compare_grids, compare_trials, made_up_sources
-    from spatialvla_ft.cli.scanning import check_workers, open_mixture_actions
     from spatialvla_ft.data import open_dataset
-    from spatialvla_ft.data.fits import MixtureActions
-    from spatialvla_ft.data.statistics import dataset_statistics
+    from spatialvla_ft.data.stats.fits import MixtureActions
+    from spatialvla_ft.data.stats.scan import check_workers, open_mixture_actions
+    from spatialvla_ft.data.stats.statistics import dataset_statistics
 
     lines = []
     with fail_with():
@@ -126,7 +126,7 @@ def _refuse_others(actions: MixtureActions) -> None:
 def _trial(actions: MixtureActions) -> Callable[[bool], Trial]:
     """Fit to the first half of every dataset, try on the second."""
     from spatialvla_ft.actions.reconstruction import Trial
-    from spatialvla_ft.data.action_sample import first_half, sample_actions
+    from spatialvla_ft.data.stats.fits import first_half, sample_actions
 
     def trial(zero_bin: bool) -> Trial:
         chosen = actions.symmetric() if zero_bin else actions

@@ -13,7 +13,7 @@ from spatialvla_ft.cli.console import fail_with
 
 if TYPE_CHECKING:
     from spatialvla_ft.actions import ActionGrid
-    from spatialvla_ft.cli.grids_input import GridActions
+    from spatialvla_ft.data.stats.grid_actions import GridActions
 
 
 class Kind(StrEnum):
@@ -94,8 +94,13 @@ def fit(
     Example: spatialvla-ft grids fit data/my_robot/1.0.0 --out grid.json --plot grid.png
     """
     from spatialvla_ft.actions.grid_io import save_grid
-    from spatialvla_ft.cli.grids_input import read_actions, read_bins, read_mixture
-    from spatialvla_ft.cli.scanning import check_workers
+    from spatialvla_ft.data.stats.grid_actions import (
+        grid_report,
+        read_actions,
+        read_bins,
+        read_mixture,
+    )
+    from spatialvla_ft.data.stats.scan import check_workers
 
     with fail_with():
         if (source is None) == (mixture is None):
@@ -147,46 +152,6 @@ def _fit(
     grid = given.fit(kind, bins=bins, min_sigma=min_sigma, zero_bin=zero_bin)
     grid.decoding = decoding
     return grid
-
-
-def grid_report(grid: ActionGrid, given: GridActions) -> dict[str, Any]:
-    """Fits and losses; an error in robot units is the normalised one times (q99 - q01) / 2."""
-    import numpy as np
-
-    from spatialvla_ft.actions.reconstruction import reconstruct
-
-    result = reconstruct(grid, given.sample)
-    errors: dict[str, dict[str, Any]] = {}
-    for index, (name, error) in enumerate(result.by_dimension().items()):
-        errors[name] = {"rmse": error["rmse"], "max": error["max"]}
-        if given.statistics is not None:
-            scale = 1.0
-            if given.statistics.mask[index]:
-                scale = float(given.statistics.q99[index] - given.statistics.q01[index]) / 2
-            errors[name] |= {
-                "rmse_robot": error["rmse"] * scale,
-                "max_robot": error["max"] * scale,
-                "unit": given.space.units[index],
-            }
-    return {
-        "source": given.name,
-        "num_actions": given.count,
-        "num_measured": len(given.sample),
-        "sampled": given.sampled,
-        "kind": grid.kind,
-        "bins": list(grid.bins),
-        "num_tokens": grid.total,
-        "tokens": {
-            slot.name: {"used": len(np.unique(result.ids[:, index])), "of": count}
-            for index, (slot, count) in enumerate(zip(grid.slots, grid.counts, strict=True))
-        },
-        "zero_bin": grid.zero_bin,
-        "decoding": grid.decoding,
-        "min_sigma": grid.min_sigma,
-        "gaussians": grid.gaussians,
-        "axes": list(grid.edges),
-        "reconstruction": errors,
-    }
 
 
 def _show(report: dict[str, Any], given: GridActions) -> None:

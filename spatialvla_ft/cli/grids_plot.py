@@ -35,7 +35,7 @@ def plot(
     Example: spatialvla-ft grids plot grid.json --actions data/my_robot/1.0.0 --out grid.png
     """
     from spatialvla_ft.actions.grid_io import load_grid
-    from spatialvla_ft.cli.grids_input import read_actions
+    from spatialvla_ft.data.stats.grid_actions import read_actions
     from spatialvla_ft.viz.grids import save_grid_plot
 
     with fail_with():

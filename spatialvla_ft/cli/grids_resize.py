@@ -45,7 +45,7 @@ def resize(
                 "--bins 16,32,8,16,16,16,2"
             )
         from spatialvla_ft.actions.grid_io import load_grid
-        from spatialvla_ft.cli.grids_input import read_bins
+        from spatialvla_ft.data.stats.grid_actions import read_bins
         from spatialvla_ft.export.resized import resize_checkpoint
 
         done = resize_checkpoint(

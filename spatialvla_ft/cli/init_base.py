@@ -93,7 +93,7 @@ def _grid(
 ) -> ActionGrid:
     from spatialvla_ft.actions import ActionGrid
     from spatialvla_ft.actions.grid_io import load_grid
-    from spatialvla_ft.cli.grids_input import read_gaussians
+    from spatialvla_ft.data.stats.grid_actions import read_gaussians
 
     if (grid is None) == (gaussians is None):
         raise ValueError(

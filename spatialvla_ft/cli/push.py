@@ -95,7 +95,7 @@ def push(
         if not as_json:
             _show(plan, public, revision)
         if not dry_run:
-            from spatialvla_ft.export.push import push as send
+            from spatialvla_ft.hub.push import push as send
 
             done = send(
                 plan,
@@ -163,8 +163,9 @@ def push_data(
     from spatialvla_ft.cli.console import fail_with
 
     with fail_with():
-        from spatialvla_ft.data.lerobot.hub import HUB, is_private, push_dataset
-        from spatialvla_ft.data.lerobot.push_plan import plan_dataset
+        from spatialvla_ft.data.lerobot.hub import HUB
+        from spatialvla_ft.hub.plan import plan_dataset
+        from spatialvla_ft.hub.push import is_private, push_dataset
 
         plan = plan_dataset(folder, repo)
         report: dict[str, Any] = {**plan.to_dict(), "dry_run": dry_run, "public": public}

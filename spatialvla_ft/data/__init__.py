@@ -1,19 +1,19 @@
 """From demonstrations on disk to samples: index, cards, standard steps, sampling."""
 
-from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.cards import load_cards
-from spatialvla_ft.data.dataset import (
+from spatialvla_ft.data.cards.card import Card
+from spatialvla_ft.data.cards.files import load_cards
+from spatialvla_ft.data.cards.standardise import Standardised, standardise
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.opening import (
     LeRobotDataset,
     RldsDataset,
     SampleDataset,
     holdout,
     open_dataset,
 )
-from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.index import FrameIndex, build_index
 from spatialvla_ft.data.sample import Sample
 from spatialvla_ft.data.sampler import Sampler
-from spatialvla_ft.data.standardise import Standardised, standardise
 
 __all__ = [
     "Card",

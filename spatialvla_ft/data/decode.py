@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.depth.usable import usable
+from spatialvla_ft.geometry.depth_maps import usable
 from spatialvla_ft.pictures import described
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"

@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions
-from spatialvla_ft.data.content import content_key, kept_array
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.sample_dataset import SampleDataset
-from spatialvla_ft.data.statistics import dataset_statistics, normalised_dimensions
+from spatialvla_ft.data.samples import SampleDataset
+from spatialvla_ft.data.stats.kept import content_key, kept_array
+from spatialvla_ft.data.stats.statistics import dataset_statistics, normalised_dimensions
 from spatialvla_ft.data.words import UTF8, text_of
 
 logger = logging.getLogger(__name__)

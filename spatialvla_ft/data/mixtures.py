@@ -21,13 +21,12 @@ from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field
 
 from spatialvla_ft.checked_yaml import Located, load_yaml
-from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.card_fields import Intrinsics
-from spatialvla_ft.data.cards import load_cards
-from spatialvla_ft.data.dataset import CARD_FILE, SampleDataset, open_dataset
+from spatialvla_ft.data.cards.card import Card, Intrinsics
+from spatialvla_ft.data.cards.files import load_cards
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.filters import Failed, NoOps, Validation, divide
 from spatialvla_ft.data.lerobot.info import is_lerobot
+from spatialvla_ft.data.opening import CARD_FILE, SampleDataset, open_dataset
 from spatialvla_ft.near import near_path
 from spatialvla_ft.shipped import shipped
 

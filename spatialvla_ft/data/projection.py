@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from spatialvla_ft.data.camera_matrix import camera_matrix
-from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.card_fields import Intrinsics
+from spatialvla_ft.data.cards.card import Card, Intrinsics
+from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.geometry.intrinsics import camera_matrix
 
 
 class Values(Protocol):
@@ -22,6 +22,14 @@ class Values(Protocol):
 
     def value(self, key: str, episode: int, step: int) -> Any:
         """A column at one step."""
+
+
+def stored_matrix(value: Any, where: str) -> Float64[np.ndarray, "3 3"]:
+    """K as a dataset stores it; DatasetError, naming `where`, if it is none."""
+    try:
+        return camera_matrix(value, where)
+    except ValueError as error:
+        raise DatasetError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def placed(
     if isinstance(camera, Intrinsics):
         K = camera.matrix(*size)
     else:
-        K = camera_matrix(values.value(camera, episode, step), f"card {card.name!r}, {slot}")
+        K = stored_matrix(values.value(camera, episode, step), f"card {card.name!r}, {slot}")
     pose = np.asarray(values.value(key, episode, step), np.float64).reshape(4, 4)
     return Placed(K, pose, size)
 

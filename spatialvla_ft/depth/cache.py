@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from ..geometry.depth_maps import usable
 from ..pictures import described
 from .protocol import DepthEstimator, check_pictures
-from .usable import usable
 
 RELATIVE_ERROR = 2.0**-11
 SMALLEST, LARGEST = 2.0**-14, 65504.0

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from ..geometry.depth_maps import usable
 from ..pictures import as_array, described
-from .usable import usable
 
 NEAR, FAR = 0.02, 20.0
 """Metres between which the median depth of a robot's picture lies."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .holes import fill_holes
+from ..geometry.holes import fill_holes
 from .metres import reading_in_metres
 from .protocol import check_pictures
 

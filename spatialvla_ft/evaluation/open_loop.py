@@ -16,10 +16,10 @@ import torch
 
 from ..actions.normalise import ActionStatistics, normalise
 from ..actions.ranges import lost_dimensions, lost_words
-from ..data.dataset import open_dataset
+from ..data.opening import open_dataset
 from ..data.sample import Sample
-from ..data.sample_dataset import SampleDataset
-from ..data.statistics import normalised_dimensions
+from ..data.samples import SampleDataset
+from ..data.stats.statistics import normalised_dimensions
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..training.collate import Collator, DepthInput

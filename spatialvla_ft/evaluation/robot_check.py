@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float32
 from torch import nn
 
 from ..actions.spaces import ActionSpace
-from ..data.card_fields import CONTROL_HZ
+from ..data.cards.card import CONTROL_HZ
 from ..data.sample import Sample
-from ..data.sample_dataset import SampleDataset
+from ..data.samples import SampleDataset
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..training.collate import Collator, DepthInput
 from .motion_match import AxisMatch, match_axes

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.hub_files import LARGEST, REPO_ID, SECRET
+from ..hub.plan import LARGEST, REPO_ID, SECRET, PushError, PushFile, PushPlan
 from ..models.base_place import BASE_FILE
 from ..models.loading_report import absent_shards, broken_files
 from ..models.lora import ROWS_FILE, is_adapter
@@ -16,7 +15,7 @@ from ..models.stored import STORED_FILE
 from ..near import near_path
 from .adapter import PEFT_CONFIG, WEIGHTS
 from .card import CARD_FILE, card_for_repository
-from .stored import VerifyReport, verify_export
+from .stored import verify_export
 
 PROCESSOR_FILES = (
     "preprocessor_config.json",
@@ -29,70 +28,6 @@ CHECKPOINT_FILES = ("config.json", *ALWAYS)
 ADAPTER_FILES = (PEFT_CONFIG, WEIGHTS, BASE_FILE, ROWS_FILE, *ALWAYS)
 KINDS = (".json", ".safetensors", ".py", ".md", ".model", ".jinja", ".txt")
 """File endings that belong to an export, beside LICENSE and NOTICE; all else stays at home."""
-
-
-class PushError(ValueError):
-    """A push that did not succeed; the message says what there is now, and what to do."""
-
-
-@dataclass(frozen=True)
-class PushFile:
-    """One file as it would lie in the repository.
-
-    Attributes:
-        path: in the repository.
-        size: bytes.
-        sha256: of its content.
-        git_oid: git's name for the content as a blob.
-        source: the file on disk.
-        content: what is sent in place of the file's own content; None for the file as it is.
-    """
-
-    path: str
-    size: int
-    sha256: str
-    git_oid: str
-    source: Path
-    content: bytes | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"path": self.path, "size": self.size, "sha256": self.sha256}
-
-
-@dataclass(frozen=True)
-class PushPlan:
-    """Everything that a push would send.
-
-    Attributes:
-        folder: what is pushed.
-        repo_id: OWNER/NAME.
-        files: in the order of their names.
-        left_out: files of the folder that do not go.
-        verified: the folder's answers beside the stored ones; None where that was not asked for.
-    """
-
-    folder: Path
-    repo_id: str
-    files: tuple[PushFile, ...]
-    left_out: tuple[str, ...]
-    verified: VerifyReport | None
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "folder": str(self.folder),
-            "repo": self.repo_id,
-            "bytes": self.size,
-            "files": [file.to_dict() for file in self.files],
-            "left_out": list(self.left_out),
-            "verified": self.verified.to_dict() if self.verified else None,
-        }
 
 
 def plan_push(

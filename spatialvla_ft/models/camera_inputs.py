@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from ..depth.holes import mark_unknown
 from ..depth.metres import reading_in_metres
 from ..geometry.backprojection import scale_intrinsics
+from ..geometry.holes import mark_unknown
 from ..pictures import as_array
 
 

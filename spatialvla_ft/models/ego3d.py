@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..depth.holes import pool_depth
 from ..geometry.backprojection import backproject, cell_centres
 from ..geometry.frequency import frequency_encoding
+from ..geometry.holes import pool_depth
 
 CENTRE_METRES = (0.0, 0.0, 2.0)
 HALF_RANGE_METRES = 2.0

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..actions.normalise import ActionStatistics
 from ..actions.ranges import lost_words
-from ..data.sample_dataset import SampleDataset
-from ..data.statistics import dataset_statistics, proprio_statistics
+from ..data.samples import SampleDataset
+from ..data.stats.statistics import dataset_statistics, proprio_statistics
 from .checkpoints import all_checkpoints, stored_identity
 from .recipe import Recipe
 

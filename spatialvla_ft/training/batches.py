@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
-from ..data.image_path import fit_step
-from ..data.reading import read_in_disk_order
+from ..data.pictures import fit_step
 from ..data.sample import Sample
 from ..data.sampler import Sampler
+from ..data.samples import read_in_disk_order
 from ..data.words import draw_words
 from .hand_over import Loader
 from .point_loss import PatchGrid, PointCollator

@@ -18,11 +18,12 @@ from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
-from ..data.card_fields import CONTROL_HZ, RECORDED
-from ..data.dataset import holdout
-from ..data.fits import MixtureActions
+from ..data.augment import Augment
+from ..data.cards.card import CONTROL_HZ, RECORDED
 from ..data.mixtures import Opened, Part, excluded_datasets, find_mixture, open_mixture
-from ..data.sample_dataset import SampleDataset
+from ..data.opening import holdout
+from ..data.samples import SampleDataset
+from ..data.stats.fits import MixtureActions
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
 from ..models.lora import adapt_to_grid, fingerprint, spatial_rows
@@ -33,7 +34,6 @@ from ..models.released import refuse_out_of_reach
 from ..models.small import small_model, small_processor
 from ..near import near_path
 from .action_ranges import run_proprio, run_statistics
-from .augment import Augment
 from .collate import Collator, DepthInput
 from .depth_plan import keep_depth, plan_depth
 from .global_batch import process_count, with_accumulation

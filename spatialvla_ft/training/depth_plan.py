@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from jaxtyping import Int64
 
-from ..data.image_path import fit_step
+from ..data.pictures import fit_step
 from ..data.sample import Sample
-from ..data.sample_dataset import SampleDataset
+from ..data.samples import SampleDataset
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
 from ..depth.zoe_estimator import LEAST_SIDE

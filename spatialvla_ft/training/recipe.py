@@ -24,7 +24,7 @@ from pydantic import (
 
 from ..checked_yaml import RecipeError, apply_overrides, explain, read_text
 from ..data.filters import Failed, NoOps, Validation
-from ..data.image_path import ImagePath
+from ..data.pictures import ImagePath
 from ..models.lora_targets import TARGETS
 from ..near import near_path
 from .tracker_names import check_trackers
@@ -97,7 +97,7 @@ class MixtureOf(Section):
 
 
 class Augmentation(Section):
-    """Random crop and colour jitter (see `training/augment.py`)."""
+    """Random crop and colour jitter (see `data/augment.py`)."""
 
     crop_area: float = Field(0.9, gt=0, le=1)
     brightness: float = Field(0.2, ge=0, lt=1)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..data.image_path import fit_step
+from ..data.augment import Augment
+from ..data.pictures import fit_step
 from ..data.sample import Sample
-from ..data.sample_dataset import SampleDataset
+from ..data.samples import SampleDataset
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from .augment import Augment
 from .collate import Collator
 from .recipe import Recipe
 from .sample_depth import SampleDepth

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..data.image_path import ImagePath, fit
+from ..data.pictures import ImagePath, fit
 from ..data.sample import Observation, Sample
 from ..depth.cache import CachedDepth, DepthCache, from_bytes
 from ..depth.load import DeferredEstimator

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.image_path import fit_step
+from ..data.pictures import fit_step
 from .collate import Collator
 from .distributed import trains_on_cpu
 from .global_batch import process_count

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..actions.reconstruction import fixed_dimensions
 from ..data.sample import Sample
-from ..data.sample_dataset import SampleDataset
+from ..data.samples import SampleDataset
 from .collapse import CollapseWatch, Predictions, collapsed, lenders, spread_metrics
 from .collate import Collator
 from .metrics import Tokens, Totals, action_tokens, sample_losses

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialvla_ft.data.inspection import Inspection, facts
-from spatialvla_ft.data.inspection.findings import Finding
-from spatialvla_ft.data.inspection.pictures import field_of_view
-from spatialvla_ft.data.inspection.views import View
+from spatialvla_ft.inspection import Inspection, facts
+from spatialvla_ft.inspection.cameras import View, field_of_view
+from spatialvla_ft.inspection.findings import Finding
 from spatialvla_ft.viz.embed import figure_uri, jpeg_uri
 from spatialvla_ft.viz.html import escape, page, paragraph, picture, section, table
 from spatialvla_ft.viz.inspection_plots import plot_actions, plot_gripper, plot_lengths

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.actions.spaces import RawActions
-from spatialvla_ft.data.inspection import Inspection
-from spatialvla_ft.data.statistics import compute_statistics, normalised_dimensions
+from spatialvla_ft.data.stats.statistics import compute_statistics, normalised_dimensions
+from spatialvla_ft.inspection import Inspection
 from spatialvla_ft.viz.palette import BLUE, GREY, INK, ORANGE, VERMILION, plain
 
 BARS = 60

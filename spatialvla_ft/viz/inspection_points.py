@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.inspection.opening import find_card, open_source
+from spatialvla_ft.data.opening import find_card, open_source
 from spatialvla_ft.data.projection import Values, pixels, placed
 from spatialvla_ft.viz.sheets import FRAME, contact_sheet
 

@@ -16,12 +16,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from spatialvla_ft.depth.metres import reading_in_metres
-from spatialvla_ft.depth.usable import usable
+from spatialvla_ft.geometry.depth_maps import usable
 from spatialvla_ft.pictures import rgb_bytes
 from spatialvla_ft.viz.palette import INK, VERMILION
 
 if TYPE_CHECKING:
-    from spatialvla_ft.data.sample_dataset import SampleDataset
+    from spatialvla_ft.data.samples import SampleDataset
 
 FRUSTUM_METRES = 0.2
 REACH = 1.6

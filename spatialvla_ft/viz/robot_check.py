@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from spatialvla_ft.actions.spaces import ActionSpace
 from spatialvla_ft.data.projection import Placed, pixels
 from spatialvla_ft.data.sample import Sample
-from spatialvla_ft.data.sample_dataset import SampleDataset
-from spatialvla_ft.depth.usable import usable
+from spatialvla_ft.data.samples import SampleDataset
 from spatialvla_ft.evaluation.motion_match import AxisMatch
 from spatialvla_ft.evaluation.robot_check import POSITIONS, Predicted, RobotCheck
+from spatialvla_ft.geometry.depth_maps import usable
 from spatialvla_ft.viz.embed import figure_uri
 from spatialvla_ft.viz.html import escape, page, paragraph, picture, section, table
 from spatialvla_ft.viz.numbers import percent

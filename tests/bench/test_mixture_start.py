@@ -4,7 +4,7 @@ import numpy as np
 
 from spatialvla_ft.bench.mixture_start import measure_start, simulate_mixture
 from spatialvla_ft.data.mixtures import open_mixture
-from spatialvla_ft.data.statistics import compute_statistics, dataset_statistics
+from spatialvla_ft.data.stats.statistics import compute_statistics, dataset_statistics
 
 
 def test_a_simulated_mixture_is_read(tmp_path):

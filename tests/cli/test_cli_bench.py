@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from spatialvla_ft.bench import codec, machine, predict, timing, train_logits
+from spatialvla_ft.bench import codec, figures, predict, train_logits
 from spatialvla_ft.bench import depth as depth_bench
 from spatialvla_ft.bench.figures import Figure
 from spatialvla_ft.bench.sizes import bench_config, check_size
@@ -47,8 +47,8 @@ ROWS = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(machine, "COPY_BYTES", {"cpu": 2**16})
-    monkeypatch.setattr(machine, "MATMUL_SIDE", {"cpu": 64})
+    monkeypatch.setattr(figures, "COPY_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(figures, "MATMUL_SIDE", {"cpu": 64})
     monkeypatch.setattr(train_logits, "VOCABULARY", 9000)
     monkeypatch.setattr(codec, "BATCH", 500)
     monkeypatch.setattr(depth_bench, "EVERY", 2)
@@ -96,17 +96,17 @@ def test_sizes_that_cannot_be_are_refused():
 def test_works_take_turns():
     order = []
     works = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    times = timing.in_turns(works, rounds=3)
+    times = figures.in_turns(works, rounds=3)
     assert order == ["a", "b"] * 4
     assert [len(t.seconds) for t in times.values()] == [3, 3]
-    figure = timing.Times((0.004, 0.001, 0.002)).figure("x", "y", per=2)
+    figure = figures.Times((0.004, 0.001, 0.002)).figure("x", "y", per=2)
     assert (figure.low, figure.value, figure.high) == (0.5, 1.0, 2.0)
 
 
 def test_operations_are_counted_and_bound_by_the_slower_of_two():
     a, b = torch.randn(3, 5), torch.randn(5, 7)
-    assert machine.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
-    slow_memory = machine.Machine(bytes_per_second=100.0, flops=1e6, threads=1, device="CPU")
+    assert figures.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    slow_memory = figures.Machine(bytes_per_second=100.0, flops=1e6, threads=1, device="CPU")
     assert slow_memory.floor_ms(flops=1e3, read=50.0) == 500.0
     assert slow_memory.floor_ms(flops=2e6, read=50.0) == 2000.0
 

@@ -45,12 +45,12 @@ class StandIn:
 
 @pytest.fixture
 def dataset(monkeypatch, tmp_path):
-    from spatialvla_ft.data import statistics
+    from spatialvla_ft.data.stats import statistics
 
     stand_in = StandIn()
     monkeypatch.setattr("spatialvla_ft.data.open_dataset", lambda *_, **__: stand_in)
     monkeypatch.setattr(
-        "spatialvla_ft.data.statistics.dataset_statistics",
+        "spatialvla_ft.data.stats.statistics.dataset_statistics",
         lambda found: statistics.compute_statistics(found.actions(), np.arange(7) < 6),
     )
     return stand_in
@@ -88,7 +88,7 @@ def test_json_report(file, tmp_path, kind):
 def test_robot_units(dataset, tmp_path):
     """The error in metres is what remains after unnormalising, not a scaled guess."""
     from spatialvla_ft.actions.normalise import normalise, unnormalise
-    from spatialvla_ft.data.statistics import compute_statistics
+    from spatialvla_ft.data.stats.statistics import compute_statistics
 
     out = tmp_path / "grid.json"
     result = call("fit", tmp_path, "--out", out, "--json")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from spatialvla_ft.data.rlds.tfrecord import framed
+from spatialvla_ft.data.rlds.records import framed
 
 NAME = "made"
 CARD = {

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
-from spatialvla_ft.data.rh20t.configurations import configurations
+from spatialvla_ft.converters.rh20t.layout import configurations
 
 START = 1_650_000_000_000
 CALIB = 1_649_900_000_123

@@ -12,9 +12,9 @@ from annotate_command import annotate, known
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.converters.hindsight import NEVER_CLOSES, NO_POSITION, ONLY_OPENS
+from spatialvla_ft.converters.rlds_column import add_column
 from spatialvla_ft.data import DatasetError, build_index, open_dataset
-from spatialvla_ft.data.hindsight import NEVER_CLOSES, NO_POSITION, ONLY_OPENS
-from spatialvla_ft.data.rlds.add_column import add_column
 from spatialvla_ft.processes import Worker
 
 RUN = CliRunner()
@@ -297,7 +297,7 @@ def test_the_report_in_words(acted, tmp_path):
 
 
 def test_an_interrupted_run_leaves_nothing(acted, tmp_path, monkeypatch):
-    from spatialvla_ft.data.rlds import add_column as module
+    from spatialvla_ft.converters import rlds_column as module
 
     def fails(*args):
         raise OSError("disk full")

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spatialvla_ft.actions import fit_blocks
-from spatialvla_ft.actions.fit import fit_grid
+from spatialvla_ft.actions.fit import axis_tables, fit_grid
 from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import open_dataset
-from spatialvla_ft.data.rlds_store import RldsStore
-from spatialvla_ft.data.statistics import compute_statistics
+from spatialvla_ft.data.rlds.episodes import RldsStore
+from spatialvla_ft.data.stats.statistics import compute_statistics
 
 RUN = CliRunner()
 STATS = ("data", "stats")
@@ -84,8 +83,8 @@ def test_stats_edges_are_those_of_the_grid_and_exact(demo):
 
 def test_stats_say_how_far_edges_may_be_off(demo, monkeypatch):
     """With room for few distinct numbers, the bound stands in both outputs."""
-    few = functools.partial(fit_blocks.axis_tables, distinct=10, cells=512)
-    monkeypatch.setattr("spatialvla_ft.data.fits.axis_tables", few)
+    few = functools.partial(axis_tables, distinct=10, cells=512)
+    monkeypatch.setattr("spatialvla_ft.data.stats.fits.axis_tables", few)
     done = RUN.invoke(app, ["data", "stats", str(demo), "--json"])
     fit = json.loads(done.stdout)["as_drawn"]["fits"]["quantile"]
     assert fit["roll"]["error"] == 2 / 512

@@ -12,10 +12,9 @@ from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.actions.reconstruction import compare_grids, reconstruct
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import open_dataset
-from spatialvla_ft.data.action_sample import first_half, sample_actions
-from spatialvla_ft.data.fits import MixtureActions
 from spatialvla_ft.data.mixtures import find_mixture, open_mixture
-from spatialvla_ft.data.statistics import compute_statistics
+from spatialvla_ft.data.stats.fits import MixtureActions, first_half, sample_actions
+from spatialvla_ft.data.stats.statistics import compute_statistics
 
 MASK = np.arange(7) < 6
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from spatialvla_ft.data.colour import Jitter, recolour
-from spatialvla_ft.data.image_path import Region, fit
-from spatialvla_ft.data.transforms import resize_rgb
+from spatialvla_ft.data.pictures import Region, fit, resize_rgb
 
 PROGRAM = Path(__file__).parent / "tf_colours.py"
 BOX = (0.031, 0.047, 0.031 + 0.9**0.5, 0.047 + 0.9**0.5)

@@ -10,11 +10,11 @@ import pytest
 from array_store import ARM, array_dataset
 from plain_rlds import Spec, sequence, tensor
 
+from spatialvla_ft.converters.rlds_to_lerobot import to_lerobot
 from spatialvla_ft.data import DatasetError, FrameIndex, build_index, open_dataset
-from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.inspection import inspect_dataset
-from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
-from spatialvla_ft.data.terms import parse_term
+from spatialvla_ft.data.cards.card import Card
+from spatialvla_ft.data.cards.terms import parse_term
+from spatialvla_ft.inspection import inspect_dataset
 
 LENGTHS = (3, 2)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from spatialvla_ft.data import DatasetError, Sample, build_index, holdout, load_cards, open_dataset
-from spatialvla_ft.data.card_fields import Intrinsics
-from spatialvla_ft.data.inspection import inspect_dataset
+from spatialvla_ft.data.cards.card import Intrinsics
+from spatialvla_ft.inspection import inspect_dataset
 
 
 def by_name(tfds_read, split="train"):
@@ -195,7 +195,7 @@ def test_all_keys_that_do_not_fit_are_told_at_once(demo):
 
 
 def test_crosses_processes_and_caches_a_bounded_number(demo, monkeypatch):
-    from spatialvla_ft.data import sample_dataset as module
+    from spatialvla_ft.data import samples as module
 
     monkeypatch.setattr(module, "CACHED_EPISODES", 2)
     dataset = open_dataset(demo, card=None)

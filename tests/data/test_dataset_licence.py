@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from spatialvla_ft.data.lerobot.readme import licence_of_readme
+from spatialvla_ft.data.lerobot.info import licence_of_readme
 from spatialvla_ft.data.rlds.info import read_dataset_info
-from spatialvla_ft.data.rlds.store import open_store
+from spatialvla_ft.data.rlds.places import open_store
 
 INFO = {
     "name": "robot",

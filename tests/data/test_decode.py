@@ -9,7 +9,7 @@ from PIL import Image
 
 from spatialvla_ft.data import DatasetError
 from spatialvla_ft.data.decode import decode_depth, decode_rgb, to_metres
-from spatialvla_ft.data.rlds_store import RldsStore
+from spatialvla_ft.data.rlds.episodes import RldsStore
 
 
 def encode(array, kind, **options):

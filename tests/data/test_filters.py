@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from spatialvla_ft.data import DatasetError
 from spatialvla_ft.data.filters import Failed, NoOps, Validation, divide, drop_failed
 from spatialvla_ft.data.mixtures import Part
-from spatialvla_ft.data.statistics import dataset_statistics
+from spatialvla_ft.data.stats.statistics import dataset_statistics
 
 
 def robot_episodes(count=14, seed=0):

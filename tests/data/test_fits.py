@@ -11,9 +11,9 @@ from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.actions.quantiles import Tally
 from spatialvla_ft.actions.spaces import end_effector_delta, two_arms_delta
 from spatialvla_ft.data import DatasetError, open_dataset
-from spatialvla_ft.data.fits import MixtureActions
-from spatialvla_ft.data.rlds_store import RldsStore
-from spatialvla_ft.data.statistics import compute_statistics, dataset_statistics
+from spatialvla_ft.data.rlds.episodes import RldsStore
+from spatialvla_ft.data.stats.fits import MixtureActions
+from spatialvla_ft.data.stats.statistics import compute_statistics, dataset_statistics
 
 MASK = np.array([True] * 6 + [False])
 

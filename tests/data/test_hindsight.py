@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from spatialvla_ft.data import hindsight
-from spatialvla_ft.data.hindsight import (
+from spatialvla_ft.converters import hindsight
+from spatialvla_ft.converters.hindsight import (
     Event,
     Gripping,
     closed_steps,

@@ -12,16 +12,19 @@ import torch
 from torchvision.transforms.v2.functional import InterpolationMode, resize_image
 
 from spatialvla_ft.actions.spaces import end_effector_delta
-from spatialvla_ft.data.image_path import (
+from spatialvla_ft.data.pictures import (
     WHOLE,
+    Box,
     Region,
+    crop,
     fit,
     fit_step,
+    flip,
     random_region,
+    resize,
     resize_bicubic,
 )
 from spatialvla_ft.data.sample import Observation, Sample
-from spatialvla_ft.data.transforms import Box, crop, flip, resize
 
 WIDTH, HEIGHT, SIZE = 160, 96, 224
 FOCAL = (150.0, 140.0)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from spatialvla_ft.bench.small_rlds import masked_crc, write_record, write_rlds
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import DatasetError, build_index, open_dataset
-from spatialvla_ft.data.cards import load_cards
+from spatialvla_ft.data.cards.files import load_cards
 
 LENGTHS = [3, 2]
 CARD = """\

@@ -55,7 +55,7 @@ def test_a_foreign_file(demo):
 def test_no_example_inside(demo):
     import struct
 
-    from spatialvla_ft.data.rlds.tfrecord import masked_crc
+    from spatialvla_ft.data.rlds.records import masked_crc
 
     data = b"\xff\x07 something else"
     head = struct.pack("<Q", len(data))

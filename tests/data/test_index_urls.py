@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from spatialvla_ft.bench.small_rlds import write_rlds
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import DatasetError, FrameIndex, build_index, open_dataset
-from spatialvla_ft.data.rlds.store import UrlStore, open_store
+from spatialvla_ft.data.rlds.places import UrlStore, open_store
 
 KEYS = ("observation.image_0", "observation.image_1")
 

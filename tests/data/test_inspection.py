@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import DatasetError, load_cards, open_dataset
-from spatialvla_ft.data.inspection import inspect_dataset
-from spatialvla_ft.data.inspection.draft import draft_card
-from spatialvla_ft.data.inspection.series import Series
-from spatialvla_ft.data.inspection.source import Field
+from spatialvla_ft.data.store import Field
+from spatialvla_ft.inspection import inspect_dataset
+from spatialvla_ft.inspection.draft import draft_card
+from spatialvla_ft.inspection.series import Series
 
 RUN = CliRunner()
 

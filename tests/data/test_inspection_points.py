@@ -11,14 +11,14 @@ from test_inspection import Bare
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.inspection import inspect_dataset
-from spatialvla_ft.data.inspection.draft import draft_card
-from spatialvla_ft.data.inspection.points import look_at_points, out_of_view
-from spatialvla_ft.data.inspection.source import Field
+from spatialvla_ft.data.cards.card import Card
+from spatialvla_ft.data.cards.standardise import Standardised
 from spatialvla_ft.data.projection import Placed, in_picture, pixels
-from spatialvla_ft.data.standardise import Standardised
+from spatialvla_ft.data.store import Field
 from spatialvla_ft.geometry.backprojection import backproject, project
+from spatialvla_ft.inspection import inspect_dataset
+from spatialvla_ft.inspection.draft import draft_card
+from spatialvla_ft.inspection.points import look_at_points, out_of_view
 
 SIZE = (64, 40)
 K = np.array([[70.0, 0, 30], [0, 60, 21], [0, 0, 1]])

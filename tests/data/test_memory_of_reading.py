@@ -29,7 +29,7 @@ cards:
 READ = """\
 import gc, json, sys
 from pathlib import Path
-from spatialvla_ft.data.dataset import open_dataset
+from spatialvla_ft.data.opening import open_dataset
 
 def private():
     lines = Path("/proc/self/status").read_text().splitlines()

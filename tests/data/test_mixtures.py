@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from spatialvla_ft.data.cards import load_cards
-from spatialvla_ft.data.dataset import open_dataset
+from spatialvla_ft.data.cards.files import load_cards
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.mixtures import (
     CARDS,
@@ -22,6 +21,7 @@ from spatialvla_ft.data.mixtures import (
     mixture_weights,
     open_mixture,
 )
+from spatialvla_ft.data.opening import open_dataset
 from spatialvla_ft.shipped import shipped
 
 

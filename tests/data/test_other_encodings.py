@@ -7,9 +7,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from spatialvla_ft.data import DatasetError, load_cards, open_dataset, standardise
-from spatialvla_ft.data.card_fields import Swap
-from spatialvla_ft.data.ops import zlib_float32
-from spatialvla_ft.data.swaps import swap, swapped_slots
+from spatialvla_ft.data.cards.card import Swap
+from spatialvla_ft.data.cards.ops import zlib_float32
+from spatialvla_ft.data.view import swap, swapped_slots
 
 HEAD = "schema_version: 1\ncards:\n  mine:\n    version: 1.0.0\n    language: {kind: none}\n"
 

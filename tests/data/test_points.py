@@ -12,12 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.converters.annotate import Settings, find_points, segments
+from spatialvla_ft.converters.lerobot_meta import Moments
 from spatialvla_ft.data import DatasetError, build_index, load_cards, open_dataset
-from spatialvla_ft.data.annotate import Settings, find_points, segments
 from spatialvla_ft.data.lerobot.draft import draft_card
-from spatialvla_ft.data.lerobot.numbers import Moments
 from spatialvla_ft.data.lerobot.store import LeRobotStore
-from spatialvla_ft.data.rlds_store import RldsStore
+from spatialvla_ft.data.rlds.episodes import RldsStore
 from spatialvla_ft.processes import Worker
 
 RUN = CliRunner()

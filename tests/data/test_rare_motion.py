@@ -19,15 +19,15 @@ from spatialvla_ft.actions.normalise import ActionStatistics, normalise, unnorma
 from spatialvla_ft.actions.ranges import CLIPPED, lost_dimensions, lost_words, widened_words
 from spatialvla_ft.actions.reconstruction import motion_errors
 from spatialvla_ft.actions.spaces import end_effector_delta, joint_space, two_arms_delta
-from spatialvla_ft.data.fits import MixtureActions
-from spatialvla_ft.data.inspection import motion
-from spatialvla_ft.data.inspection.series import Series
-from spatialvla_ft.data.statistics import (
+from spatialvla_ft.data.stats.fits import MixtureActions
+from spatialvla_ft.data.stats.statistics import (
     compute_statistics,
     dataset_statistics,
     normalised_dimensions,
     streamed_statistics,
 )
+from spatialvla_ft.inspection import motion
+from spatialvla_ft.inspection.series import Series
 from spatialvla_ft.training.preflight.grid import coarse_motion
 
 YAW = 5
@@ -184,7 +184,7 @@ def test_statistics_kept_before_are_made_anew(tmp_path):
     actions, _ = recorded()
     plain = compute_statistics(actions, np.arange(7) < 6).by_quantiles()
     dataset = one_arm(actions, tmp_path)
-    from spatialvla_ft.data.content import content_key
+    from spatialvla_ft.data.stats.kept import content_key
 
     (tmp_path / f"{content_key(dataset)}.actions.json").write_text(json.dumps(plain.to_dict()))
     assert dataset_statistics(dataset).widened[YAW]

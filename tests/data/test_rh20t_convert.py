@@ -17,10 +17,10 @@ from rh20t_scene import (
     write_tasks,
 )
 
-from spatialvla_ft.data.dataset import open_dataset
-from spatialvla_ft.data.rh20t import convert, layout, streams
-from spatialvla_ft.data.rh20t.configurations import configurations
-from spatialvla_ft.data.rh20t.episode import Options
+from spatialvla_ft.converters.rh20t import convert, layout, streams
+from spatialvla_ft.converters.rh20t.episode import Options
+from spatialvla_ft.converters.rh20t.layout import configurations
+from spatialvla_ft.data.opening import open_dataset
 
 FILMED = [(robot.front, robot.in_hand[0]) for robot in map(configurations().get, (3, 6))]
 ROOT = Path(__file__).resolve().parents[2]

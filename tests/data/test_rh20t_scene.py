@@ -13,10 +13,14 @@ from rh20t_scene import L515, START, distance_to_surfaces, points_in_base, rende
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from spatialvla_ft.data.rh20t.configurations import configurations
-from spatialvla_ft.data.rh20t.episode import Options, base_from_tcp, convert_scene, prepare
-from spatialvla_ft.data.rh20t.layout import SkipSceneError, find_scenes
-from spatialvla_ft.data.rh20t.pictures import DEPTH_SCALE
+from spatialvla_ft.converters.rh20t.episode import (
+    DEPTH_SCALE,
+    Options,
+    base_from_tcp,
+    convert_scene,
+    prepare,
+)
+from spatialvla_ft.converters.rh20t.layout import SkipSceneError, configurations, find_scenes
 
 TASKS = {"task_0001": "Press the button"}
 FOUR = {"front": "front", "side": L515, "wrist": "wrist"}

@@ -5,11 +5,11 @@ import pytest
 from array_store import ARM, array_dataset
 from recorded_cards import CARDS, recorded
 
-from spatialvla_ft.data import sample_dataset as module
+from spatialvla_ft.data import samples as module
 from spatialvla_ft.data import standardise
-from spatialvla_ft.data.compact import compact
-from spatialvla_ft.data.ops import apply_op, binarize_backward, parse_op
-from spatialvla_ft.data.standardise import RowsOfCard, wanted_keys
+from spatialvla_ft.data.cards.ops import apply_op, binarize_backward, parse_op
+from spatialvla_ft.data.cards.standardise import RowsOfCard, wanted_keys
+from spatialvla_ft.data.samples import compact
 
 
 class Reader:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from spatialvla_ft.data.inspection import episodes, gripper, motion, pictures, rotations
-from spatialvla_ft.data.inspection.series import Series, correlation, longest_run
-from spatialvla_ft.data.terms import parse_term
+from spatialvla_ft.data.cards.terms import parse_term
+from spatialvla_ft.inspection import cameras, episodes, gripper, motion
+from spatialvla_ft.inspection import motion as rotations
+from spatialvla_ft.inspection.series import Series, correlation, longest_run
 
 NAMES = ("x", "y", "z")
 DELTAS = np.ones(3, bool)
@@ -381,18 +382,18 @@ def test_frozen_camera():
     change = rng.uniform(0.5, 2, (60, 1))
     moving = np.ones(60, bool)
     lengths = np.array([30, 30])
-    assert pictures.frozen(Series(change, lengths), moving, "wrist", [3, 7]) == []
+    assert cameras.frozen(Series(change, lengths), moving, "wrist", [3, 7]) == []
     stuck = change.copy()
     stuck[40:50] = 0
-    finding = only(pictures.frozen(Series(stuck, lengths), moving, "wrist", [3, 7]))
+    finding = only(cameras.frozen(Series(stuck, lengths), moving, "wrist", [3, 7]))
     assert "11 equal frames in a row in episode 7" in finding.evidence
     resting = moving.copy()
     resting[40:50] = False
-    assert pictures.frozen(Series(stuck, lengths), resting, "wrist", [3, 7]) == []
+    assert cameras.frozen(Series(stuck, lengths), resting, "wrist", [3, 7]) == []
     # Four at the end of an episode and four at the start of the next are no run of eight.
     split = change.copy()
     split[26:34] = 0
-    assert pictures.frozen(Series(split, lengths), moving, "wrist", [3, 7]) == []
+    assert cameras.frozen(Series(split, lengths), moving, "wrist", [3, 7]) == []
 
 
 @pytest.mark.parametrize("shift", [-3, 2, 4])
@@ -402,9 +403,9 @@ def test_pictures_out_of_step(shift):
     noise = rng.uniform(0, 0.1, (60, 1))
     lengths = np.array([60])
     together = Series(3 * speed + noise, lengths)
-    assert pictures.out_of_step(together, Series(speed, lengths), "primary") == []
+    assert cameras.out_of_step(together, Series(speed, lengths), "primary") == []
     late = Series(np.roll(3 * speed, shift, axis=0) + noise, lengths)
-    finding = only(pictures.out_of_step(late, Series(speed, lengths), "primary"))
+    finding = only(cameras.out_of_step(late, Series(speed, lengths), "primary"))
     side = "after" if shift > 0 else "before"
     assert f"{abs(shift)} steps {side} the action" in finding.evidence
 
@@ -412,15 +413,15 @@ def test_pictures_out_of_step(shift):
 def test_depth_units():
     rng = np.random.default_rng(11)
     stored = rng.integers(400, 1500, (3, 24, 32)).astype(np.float32)
-    assert pictures.depth_smells(list(stored * 0.001), 0.001, "primary") == []
-    finding = only(pictures.depth_smells(list(stored), 1.0, "primary"))
+    assert cameras.depth_smells(list(stored * 0.001), 0.001, "primary") == []
+    finding = only(cameras.depth_smells(list(stored), 1.0, "primary"))
     assert finding.severity == "error"
     assert "depth_scale: 0.001" in finding.cure
-    small = only(pictures.depth_smells(list(stored * 1e-6), 1e-6, "primary"))
+    small = only(cameras.depth_smells(list(stored * 1e-6), 1e-6, "primary"))
     assert "depth_scale: 0.001" in small.cure
-    assert pictures.guess_depth_scale(stored) == 0.001
-    assert pictures.guess_depth_scale(stored * 0.001) == 1.0
-    assert pictures.guess_depth_scale(stored * 10) == 1e-4
+    assert cameras.guess_depth_scale(stored) == 0.001
+    assert cameras.guess_depth_scale(stored * 0.001) == 1.0
+    assert cameras.guess_depth_scale(stored * 10) == 1e-4
 
 
 def test_depth_holes_and_constant_depth():
@@ -428,12 +429,12 @@ def test_depth_holes_and_constant_depth():
     depth = rng.uniform(0.4, 1.5, (24, 32)).astype(np.float32)
     holes = depth.copy()
     holes[:, :20] = 0
-    finding = only(pictures.depth_smells([holes], 0.001, "wrist"))
+    finding = only(cameras.depth_smells([holes], 0.001, "wrist"))
     assert finding.rule == "depth holes"
     assert "62 %" in finding.evidence
     flat = np.full((24, 32), 0.7, np.float32)
-    assert only(pictures.depth_smells([flat], 0.001, "wrist")).rule == "depth constant"
-    assert only(pictures.depth_smells([flat * 0], 0.001, "wrist")).rule == "depth holes"
+    assert only(cameras.depth_smells([flat], 0.001, "wrist")).rule == "depth constant"
+    assert only(cameras.depth_smells([flat * 0], 0.001, "wrist")).rule == "depth holes"
 
 
 def camera(fx=300.0, fy=300.0, cx=160.0, cy=120.0):
@@ -442,27 +443,27 @@ def camera(fx=300.0, fy=300.0, cx=160.0, cy=120.0):
 
 def test_intrinsics():
     size = (320, 240)
-    assert pictures.intrinsics_smells(camera(), size, "primary") == []
-    assert pictures.intrinsics_smells(camera(cx=150, cy=131, fy=280), size, "primary") == []
-    other = only(pictures.intrinsics_smells(camera(600, 600, 322, 239), size, "primary"))
+    assert cameras.intrinsics_smells(camera(), size, "primary") == []
+    assert cameras.intrinsics_smells(camera(cx=150, cy=131, fy=280), size, "primary") == []
+    other = only(cameras.intrinsics_smells(camera(600, 600, 322, 239), size, "primary"))
     assert other.rule == "K of another picture size"
     assert "644 x 478" in other.evidence
-    assert only(pictures.intrinsics_smells(camera(cx=80), size, "p")).rule == "K off centre"
-    odd = only(pictures.intrinsics_smells(camera(3000, 3000), size, "p"))
+    assert only(cameras.intrinsics_smells(camera(cx=80), size, "p")).rule == "K off centre"
+    odd = only(cameras.intrinsics_smells(camera(3000, 3000), size, "p"))
     assert odd.rule == "K with an odd field of view"
     assert "6 degrees" in odd.evidence
-    assert only(pictures.intrinsics_smells(camera(fx=-3), size, "p")).rule.startswith("K is no")
-    assert only(pictures.intrinsics_smells(camera().T, size, "p")).rule.startswith("K is no")
+    assert only(cameras.intrinsics_smells(camera(fx=-3), size, "p")).rule.startswith("K is no")
+    assert only(cameras.intrinsics_smells(camera().T, size, "p")).rule.startswith("K is no")
 
 
 def test_field_of_view_by_a_point_at_the_edge():
-    angle = np.radians(pictures.field_of_view(camera(), 320))
+    angle = np.radians(cameras.field_of_view(camera(), 320))
     edge = camera() @ [np.tan(angle / 2), 0, 1]
     assert edge[0] / edge[2] == pytest.approx(320)
 
 
 def test_missing_intrinsics():
-    assert pictures.missing_intrinsics(["primary"], ["primary"]) == []
-    finding = only(pictures.missing_intrinsics(["primary", "wrist"], ["primary"]))
+    assert cameras.missing_intrinsics(["primary"], ["primary"]) == []
+    finding = only(cameras.missing_intrinsics(["primary", "wrist"], ["primary"]))
     assert finding.where == "camera wrist"
     assert "1 of 2 cameras" in finding.evidence

@@ -7,8 +7,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from spatialvla_ft.data import DatasetError, load_cards, standardise
-from spatialvla_ft.data.ops import apply_op, parse_op
-from spatialvla_ft.data.terms import parse_term
+from spatialvla_ft.data.cards.ops import apply_op, parse_op
+from spatialvla_ft.data.cards.terms import parse_term
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = np.load(ROOT / "tests/golden/oxe_standardisation.npz")

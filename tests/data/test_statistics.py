@@ -11,8 +11,8 @@ import pytest
 from spatialvla_ft.actions.normalise import ActionStatistics
 from spatialvla_ft.actions.summaries import Summary
 from spatialvla_ft.data import DatasetError, build_index, load_cards, open_dataset
-from spatialvla_ft.data.rlds_store import RldsStore
-from spatialvla_ft.data.statistics import (
+from spatialvla_ft.data.rlds.episodes import RldsStore
+from spatialvla_ft.data.stats.statistics import (
     compute_statistics,
     dataset_statistics,
     proprio_statistics,

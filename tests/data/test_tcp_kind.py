@@ -3,7 +3,7 @@ import pytest
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
-from spatialvla_ft.data.tcp_kind import tcp_kind
+from spatialvla_ft.inspection.tcp_kind import tcp_kind
 
 DOWN = Rotation.from_euler("x", 180, degrees=True)
 

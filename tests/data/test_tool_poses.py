@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import load_cards
-from spatialvla_ft.data.inspection import inspect_dataset
-from spatialvla_ft.data.inspection.source import Field
-from spatialvla_ft.data.tcp_kind import tcp_kind
+from spatialvla_ft.data.store import Field
+from spatialvla_ft.inspection import inspect_dataset
+from spatialvla_ft.inspection.tcp_kind import tcp_kind
 
 HZ, EPISODES, STEPS = 8.0, 6, 60
 CARD = """\
@@ -92,7 +92,7 @@ def look(monkeypatch, tmp_path):
     """Inspect a scene by a card, with an optional line about the action's reference."""
 
     def inspect(made, reference=""):
-        monkeypatch.setattr("spatialvla_ft.data.inspection.look.open_source", lambda _: made)
+        monkeypatch.setattr("spatialvla_ft.inspection.look.open_source", lambda _: made)
         (tmp_path / "card.yaml").write_text(CARD.format(reference=reference))
         return inspect_dataset("x", card=load_cards(tmp_path / "card.yaml")["scene"])
 

@@ -7,7 +7,7 @@ import pytest
 
 from spatialvla_ft.actions.spaces import end_effector_delta
 from spatialvla_ft.data import Sample
-from spatialvla_ft.data import transforms as tf
+from spatialvla_ft.data import pictures as tf
 
 K = np.array([[70.0, 0, 31.5], [0, 65.0, 18.5], [0, 0, 1]])
 

@@ -9,13 +9,13 @@ import pytest
 from plain_rlds import Spec, sequence, tensor
 from torch.utils.data import DataLoader
 
-from spatialvla_ft.data import DatasetError, Sampler, open_dataset, sample_dataset, standardise
-from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.card_fields import Language
-from spatialvla_ft.data.inspection import inspect_dataset
-from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
-from spatialvla_ft.data.lerobot.mapping import read_mapping
+from spatialvla_ft.converters.mapping import read_mapping
+from spatialvla_ft.converters.rlds_to_lerobot import to_lerobot
+from spatialvla_ft.data import DatasetError, Sampler, open_dataset, standardise
+from spatialvla_ft.data import samples as sample_dataset
+from spatialvla_ft.data.cards.card import Card, Language
 from spatialvla_ft.data.words import read_words
+from spatialvla_ft.inspection import inspect_dataset
 from spatialvla_ft.training.batches import Frames, StepBatches
 
 LENGTHS = (3, 2)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from spatialvla_ft.data.decode import to_metres
-from spatialvla_ft.depth.holes import fill_holes, mark_unknown, pool_depth
-from spatialvla_ft.depth.usable import usable
+from spatialvla_ft.geometry.depth_maps import usable
+from spatialvla_ft.geometry.holes import fill_holes, mark_unknown, pool_depth
 
 VALUES = [0.0, -0.0, -1.0, np.nan, np.inf, -np.inf, 1e-6, 0.5, 3e38]
 GOOD = [False] * 6 + [True] * 3

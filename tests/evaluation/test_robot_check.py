@@ -18,7 +18,7 @@ from spatialvla_ft.actions.normalise import ActionStatistics, normalise
 from spatialvla_ft.actions.spaces import end_effector_delta, joint_space
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import open_dataset
-from spatialvla_ft.data.statistics import dataset_statistics
+from spatialvla_ft.data.stats.statistics import dataset_statistics
 from spatialvla_ft.evaluation.motion_match import match_axes
 from spatialvla_ft.evaluation.robot_check import check_motions, tool_motion
 from spatialvla_ft.models.modeling_spatialvla import SpatialVLAForConditionalGeneration

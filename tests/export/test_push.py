@@ -19,8 +19,9 @@ from huggingface_hub import constants, snapshot_download
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.export.push import ATTEMPTS, push
-from spatialvla_ft.export.push_plan import PushError, plan_push
+from spatialvla_ft.export.push_plan import plan_push
+from spatialvla_ft.hub.plan import PushError
+from spatialvla_ft.hub.push import ATTEMPTS, push
 
 REPO = "ada/blocks-vla"
 COMMIT, LFS, BATCH = r"/commit/", r"^/lfs/", r"objects/batch"

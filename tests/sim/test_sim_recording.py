@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.data.cards import load_cards
-from spatialvla_ft.data.dataset import open_dataset
-from spatialvla_ft.data.inspection import draft_for, inspect_dataset
+from spatialvla_ft.data.cards.files import load_cards
+from spatialvla_ft.data.opening import open_dataset
+from spatialvla_ft.inspection import draft_for, inspect_dataset
 from spatialvla_ft.processes import Worker, WorkerError
 from spatialvla_ft.sim import recorder
 from spatialvla_ft.sim.card import proprio_of

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from spatialvla_ft.actions.normalise import ActionStatistics, normalise
-from spatialvla_ft.data.cards import load_cards
-from spatialvla_ft.data.dataset import open_dataset
+from spatialvla_ft.data.cards.files import load_cards
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.opening import open_dataset
 from spatialvla_ft.evaluation.open_loop import run_open_loop
 from spatialvla_ft.models.lora import load_policy_model
 from spatialvla_ft.training.build import build

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.cli.adapting import fingerprints, memory, model_stages
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.converters.rlds_to_lerobot import to_lerobot
 from spatialvla_ft.data import load_cards, open_dataset
-from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
 from spatialvla_ft.data.rlds.index import build_index
 from spatialvla_ft.depth import load as depth_load
 from spatialvla_ft.depth.cache import DepthCache

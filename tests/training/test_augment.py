@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from spatialvla_ft.actions.spaces import end_effector_delta
-from spatialvla_ft.data.image_path import fit_step
+from spatialvla_ft.data.augment import Augment
+from spatialvla_ft.data.pictures import fit_step
 from spatialvla_ft.data.sample import Observation, Sample
-from spatialvla_ft.training.augment import Augment
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from spatialvla_ft.data.image_path import fit_step
+from spatialvla_ft.data.pictures import fit_step
 from spatialvla_ft.depth.cache import RELATIVE_ERROR
 from spatialvla_ft.models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from spatialvla_ft.training import depth_plan, step_cost

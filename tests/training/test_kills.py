@@ -107,7 +107,7 @@ def trained(recipe):
 
 def same(recipe, whole):
     assert curve(recipe) == curve(whole)
-    assert trained(recipe) == files(whole)
+    assert trained(recipe) == trained(whole)
     left = [p.name for p in recipe.output.rglob(".*") if p.name != ".lock"]
     assert left == []
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from spatialvla_ft.data.fits import MixtureActions
-from spatialvla_ft.data.statistics import dataset_statistics
+from spatialvla_ft.data.stats.fits import MixtureActions
+from spatialvla_ft.data.stats.statistics import dataset_statistics
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.recipe import RecipeError, load_recipe
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_distributed import EXACT, PROBE, launch, same_course, yaml_of
 
 from spatialvla_ft.actions.spaces import end_effector_delta
-from spatialvla_ft.data.image_path import Region, fit_step
+from spatialvla_ft.data.pictures import Region, fit_step
 from spatialvla_ft.data.sample import Sample
 from spatialvla_ft.models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from spatialvla_ft.models.observation import ObservationLayout

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spatialvla_ft.checked_yaml import MEANT
-from spatialvla_ft.training import sections
+from spatialvla_ft.training import recipe as sections
 from spatialvla_ft.training.recipe import Recipe, RecipeError, load_recipe
 
 GOOD = """\

@@ -14,11 +14,11 @@ import torch
 from tiny_world import NAME, MadeUp
 from typer.testing import CliRunner
 
-from spatialvla_ft.data.image_path import fit_step
+from spatialvla_ft.data.augment import Augment
+from spatialvla_ft.data.pictures import fit_step
 from spatialvla_ft.data.sample import Observation
 from spatialvla_ft.depth.cache import RELATIVE_ERROR, DepthCache, from_bytes
 from spatialvla_ft.depth.load import DeferredEstimator, DepthSpec, load_depth_estimator
-from spatialvla_ft.training.augment import Augment
 from spatialvla_ft.training.batches import Frames
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train

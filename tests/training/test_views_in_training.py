@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spatialvla_ft.data.dataset import open_dataset
+from spatialvla_ft.data.opening import open_dataset
 from spatialvla_ft.evaluation.open_loop import run_open_loop
 from spatialvla_ft.models.lora import load_policy_model
 from spatialvla_ft.models.observation import ObservationLayout

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spatialvla_ft.cli.adapting.job import Job
 
 if TYPE_CHECKING:
-    from spatialvla_ft.data.card import Card
+    from spatialvla_ft.data.cards.card import Card
 
 FEW = 3
 """Fewer held-out episodes say little."""

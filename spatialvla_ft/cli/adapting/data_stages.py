@@ -12,9 +12,9 @@ from spatialvla_ft.cli.adapting.stages import Done, NeedsPersonError, Outcome, S
 
 if TYPE_CHECKING:
     from spatialvla_ft.actions.grid import ActionGrid
-    from spatialvla_ft.cli.grids_input import GridActions
-    from spatialvla_ft.data.fits import MixtureActions
-    from spatialvla_ft.data.inspection.draft import Draft
+    from spatialvla_ft.data.stats.fits import MixtureActions
+    from spatialvla_ft.data.stats.grid_actions import GridActions
+    from spatialvla_ft.inspection.draft import Draft
 
 EPISODES = 100
 """Episodes that are inspected at most."""
@@ -51,7 +51,7 @@ def _inspect_inputs(job: Job, done: Done) -> dict[str, Any]:
 
 
 def _inspect(job: Job, done: Done) -> Outcome:
-    from spatialvla_ft.data.inspection import draft_for, inspect_dataset
+    from spatialvla_ft.inspection import draft_for, inspect_dataset
     from spatialvla_ft.viz.inspection import write_inspection
 
     split, draft, lines = job.recipe.data.datasets[0].split, None, []
@@ -110,7 +110,7 @@ def _ask_about_draft(job: Job, draft: Draft | None, findings: list[str]) -> str:
 
 def _statistics_inputs(job: Job, done: Done) -> dict[str, Any]:
     assert job.card is not None
-    from spatialvla_ft.data.statistics import RANGES
+    from spatialvla_ft.data.stats.statistics import RANGES
 
     recipe = job.recipe
     part = recipe.data.datasets[0].model_dump(mode="json", exclude={"path", "card", "weight"})
@@ -135,7 +135,7 @@ def _began_without_ranges(job: Job) -> bool:
 
 def _statistics(job: Job, done: Done) -> Outcome:
     from spatialvla_ft.actions.ranges import lost_words, widened_words
-    from spatialvla_ft.data.statistics import dataset_statistics
+    from spatialvla_ft.data.stats.statistics import dataset_statistics
     from spatialvla_ft.training.action_ranges import action_statistics
 
     assert job.card is not None
@@ -180,9 +180,8 @@ def _grid(job: Job, done: Done) -> Outcome:
     from spatialvla_ft.actions.fit import KINDS
     from spatialvla_ft.actions.grid_io import grid_to_dict, save_grid
     from spatialvla_ft.actions.reconstruction import arm_rmse
-    from spatialvla_ft.cli.grids_fit import grid_report
-    from spatialvla_ft.cli.grids_input import of_actions
-    from spatialvla_ft.data.fits import MixtureActions
+    from spatialvla_ft.data.stats.fits import MixtureActions
+    from spatialvla_ft.data.stats.grid_actions import grid_report, of_actions
     from spatialvla_ft.models.processing_spatialvla import SpatialVLAProcessor
     from spatialvla_ft.training.action_ranges import action_statistics
     from spatialvla_ft.training.build import grid_of, known_grid

@@ -10,7 +10,7 @@ from spatialvla_ft.cli.adapting.job import Job
 from spatialvla_ft.cli.adapting.stages import Outcome
 
 if TYPE_CHECKING:
-    from spatialvla_ft.data.sample_dataset import SampleDataset
+    from spatialvla_ft.data.samples import SampleDataset
     from spatialvla_ft.evaluation.open_loop import OpenLoop
 
 FRAMES = 256

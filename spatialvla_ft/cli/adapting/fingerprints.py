@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.cards.card import Card
 
 WHOLE = 4 * 2**20
 """Files up to so many bytes are read whole, ..."""

@@ -14,9 +14,9 @@ from spatialvla_ft.cli.adapting import fingerprints
 from spatialvla_ft.near import near_path
 
 if TYPE_CHECKING:
-    from spatialvla_ft.data.card import Card
-    from spatialvla_ft.data.inspection.source import Source
+    from spatialvla_ft.data.cards.card import Card
     from spatialvla_ft.data.mixtures import Opened
+    from spatialvla_ft.data.store import Source
     from spatialvla_ft.training.preflight.report import Preflight
     from spatialvla_ft.training.recipe import Recipe
     from spatialvla_ft.training.run import Run
@@ -180,7 +180,7 @@ class Job:
     def source(self) -> Source:
         """The raw side of the dataset; an RLDS dataset is indexed if it is not yet."""
         from spatialvla_ft.data import DatasetError
-        from spatialvla_ft.data.inspection.opening import open_source
+        from spatialvla_ft.data.opening import open_source
 
         if not Path(self.dataset).is_dir():
             raise DatasetError(
@@ -193,7 +193,7 @@ class Job:
     @cached_property
     def content(self) -> str:
         """Hash that changes whenever the data may have changed."""
-        from spatialvla_ft.data.inspection.opening import LeRobotSource
+        from spatialvla_ft.data.lerobot.store import LeRobotSource
 
         source: Any = self.source
         kept = source.store if isinstance(source, LeRobotSource) else source.index
@@ -203,8 +203,9 @@ class Job:
     def own_card(self) -> Card | None:
         """The card that the dataset brings, or the toolkit has for it; None without one."""
         from spatialvla_ft.data import load_cards
-        from spatialvla_ft.data.inspection.opening import LeRobotSource, find_card
+        from spatialvla_ft.data.lerobot.store import LeRobotSource
         from spatialvla_ft.data.mixtures import CARDS
+        from spatialvla_ft.data.opening import find_card
         from spatialvla_ft.shipped import shipped
 
         found = find_card(self.source)
@@ -215,7 +216,7 @@ class Job:
     @cached_property
     def card(self) -> Card | None:
         """How the dataset is read; None before one was drafted."""
-        from spatialvla_ft.data.dataset import pick_card
+        from spatialvla_ft.data.opening import pick_card
 
         file = self.recipe.data.datasets[0].card
         if file is None:

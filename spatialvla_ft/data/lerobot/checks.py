@@ -10,13 +10,13 @@ from dataclasses import asdict
 import numpy as np
 from jaxtyping import Int
 
-from spatialvla_ft.data.content import kept_json
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.lerobot.columns import to_floats, to_numpy
+from spatialvla_ft.data.lerobot.episodes import to_floats, to_numpy
 from spatialvla_ft.data.lerobot.rows import Rows
 from spatialvla_ft.data.lerobot.store import CLOCKS, TASK_INDEX, LeRobotStore
 from spatialvla_ft.data.lerobot.tasks import task_troubles
 from spatialvla_ft.data.lerobot.troubles import Trouble, joined
+from spatialvla_ft.data.stats.kept import kept_json
 
 
 def videos_of(store: LeRobotStore, keys: Iterable[str]) -> list[str]:

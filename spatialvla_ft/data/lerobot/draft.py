@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from spatialvla_ft.data.card import Card
+from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, Feature, Info
 from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore

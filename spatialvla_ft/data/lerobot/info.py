@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from spatialvla_ft.data.errors import DatasetError
 
@@ -196,3 +197,19 @@ def _splits(raw: Any, episodes: int, path: Path) -> dict[str, range]:
             )
         splits[name] = range(int(ends[0]), int(ends[1]))
     return splits or {"train": range(episodes)}
+
+
+def licence_of_readme(folder: Path) -> str | None:
+    """`license` of the front matter of a dataset's page; None without one."""
+    file = folder / "README.md"
+    if not file.is_file():
+        return None
+    parts = file.read_text(encoding="utf-8").split("---", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    try:
+        found = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    licence = found.get("license") if isinstance(found, dict) else None
+    return str(licence) if licence else None

@@ -15,18 +15,22 @@ import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import NDArray
 
-from spatialvla_ft.data.card_fields import Video
+from spatialvla_ft.data.cards.card import Video
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError, no_feature
-from spatialvla_ft.data.lerobot.columns import DataFile, DataFiles, to_floats, to_numpy
-from spatialvla_ft.data.lerobot.episodes import read_episodes
-from spatialvla_ft.data.lerobot.info import BOOKKEEPING, INFO, Feature, read_info
-from spatialvla_ft.data.lerobot.readme import licence_of_readme
+from spatialvla_ft.data.lerobot.episodes import (
+    DataFile,
+    DataFiles,
+    read_episodes,
+    to_floats,
+    to_numpy,
+)
+from spatialvla_ft.data.lerobot.info import BOOKKEEPING, INFO, Feature, licence_of_readme, read_info
 from spatialvla_ft.data.lerobot.rows import Rows
 from spatialvla_ft.data.lerobot.tasks import read_tasks, task_troubles
 from spatialvla_ft.data.lerobot.troubles import refuse
 from spatialvla_ft.data.lerobot.video import Decoders
-from spatialvla_ft.data.store import Column
+from spatialvla_ft.data.store import Column, Field, Kind
 
 CACHED_EPISODES = 256
 TASK = "task"
@@ -364,3 +368,57 @@ class LeRobotStore:
             steps = np.arange(len(numbers))
             refuse(self.name, task_troubles(numbers, owners, steps, self.tasks, self.episodes))
         return np.array([self.tasks[number] for number in numbers.tolist()], dtype=object)
+
+
+class LeRobotSource:
+    """A LeRobot dataset, v2.1 or v3.0."""
+
+    def __init__(self, store: LeRobotStore) -> None:
+        self.store = store
+        self.name, self.version = store.name, store.info.version
+        self.format = "LeRobot"
+        self.fps: float | None = store.info.fps
+        self.robot = store.info.robot_type
+        words = Field(TASK, "words", "string", (), "step")
+        self.fields = (*map(_field, store.info.features.values()), words)
+
+    @property
+    def splits(self) -> Mapping[str, range]:
+        """Name of a split to its episodes."""
+        return self.store.splits
+
+    @property
+    def episode_lengths(self) -> Int64[np.ndarray, " n"]:
+        """Steps of every episode."""
+        return self.store.episode_lengths
+
+    def trajectory(self, episode: int, keys: tuple[str, ...]) -> Mapping[str, Any]:
+        """Columns of an episode."""
+        return self.store.trajectory(episode, keys)
+
+    def value(self, key: str, episode: int, step: int) -> Any:
+        """A column at one step."""
+        return self.store.value(key, episode, step)
+
+    def rgb(self, key: str, episode: int, step: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """A picture, or None where an image column is empty."""
+        return self.store.rgb(key, episode, step)
+
+    def stored_depth(self, key: str, episode: int, step: int) -> NDArray[Any] | None:
+        """(H, W) depth as it is stored, or None where an image column is empty."""
+        return self.store.stored_depth(key, episode, step)
+
+
+def _field(feature: Feature) -> Field:
+    kind: Kind = "words" if feature.dtype == "string" else "numbers"
+    if feature.obstacle is not None:
+        kind = "other"
+    elif feature.is_picture:
+        kind = "depth" if feature.is_depth else "picture"
+    elif feature.is_map and "depth" in feature.key.lower():
+        kind = "depth"
+    stored = str(feature.info.get("video.codec", feature.dtype)) if feature.is_picture else ""
+    dtype = "uint8" if feature.is_picture and not feature.is_depth else feature.dtype
+    shape = () if feature.shape == (1,) else feature.shape
+    names, note = feature.names or (), feature.obstacle or ""
+    return Field(feature.key, kind, dtype, shape, "step", stored, names, note)

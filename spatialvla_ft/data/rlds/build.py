@@ -21,16 +21,17 @@ import pyarrow as pa
 
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.rlds.features import Unread
-from spatialvla_ft.data.rlds.freshness import FORMAT_VERSION, WITHOUT_COLUMNS
 from spatialvla_ft.data.rlds.info import (
+    FORMAT_VERSION,
+    WITHOUT_COLUMNS,
     feature_hash,
     read_dataset_info,
     read_features,
     shard_table,
 )
 from spatialvla_ft.data.rlds.parallel import choose_workers, scan_shards
+from spatialvla_ft.data.rlds.places import Store
 from spatialvla_ft.data.rlds.scan import Report, Task
-from spatialvla_ft.data.rlds.store import Store
 
 META, STEPS, EPISODES = "meta.json", "steps.arrow", "episodes.arrow"
 

@@ -18,18 +18,17 @@ from numpy.typing import NDArray
 from spatialvla_ft.data.errors import DatasetError, no_feature
 from spatialvla_ft.data.rlds import build
 from spatialvla_ft.data.rlds import columns as col
-from spatialvla_ft.data.rlds.array_record import RecordCache
 from spatialvla_ft.data.rlds.features import Leaf, Unread
-from spatialvla_ft.data.rlds.freshness import kept_shards
 from spatialvla_ft.data.rlds.info import (
     feature_hash,
+    kept_shards,
     read_dataset_info,
     read_features,
     shard_table,
 )
-from spatialvla_ft.data.rlds.store import LocalStore, Store, cache_folder, open_store
-from spatialvla_ft.data.rlds.table import Table
-from spatialvla_ft.data.rlds.values import from_arrow
+from spatialvla_ft.data.rlds.places import LocalStore, Store, cache_folder, open_store
+from spatialvla_ft.data.rlds.records import RecordCache
+from spatialvla_ft.data.rlds.table import Table, from_arrow
 
 INDEX_DIR = "frame_index"
 

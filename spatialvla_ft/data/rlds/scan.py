@@ -17,11 +17,17 @@ import numpy as np
 import pyarrow as pa
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.rlds import array_record, tfrecord
 from spatialvla_ft.data.rlds.columns import Column, Features
 from spatialvla_ft.data.rlds.columns import Store as Take
 from spatialvla_ft.data.rlds.features import Leaf
-from spatialvla_ft.data.rlds.store import Store
+from spatialvla_ft.data.rlds.places import Store
+from spatialvla_ft.data.rlds.records import (
+    HEADER_BYTES,
+    Bad,
+    BrokenShardError,
+    read_array_records,
+    read_records,
+)
 from spatialvla_ft.data.rlds.wire import Buffer, parse_example
 
 BATCH_STEPS = 65_536
@@ -107,7 +113,7 @@ def scan_shard(
     on_bad = bad if task.skip else None
     try:
         if task.size == 0 and task.expected:
-            raise tfrecord.BrokenShardError(
+            raise BrokenShardError(
                 f"{path} is empty at byte 0, dataset_info.json says that it holds {task.expected} "
                 "episodes; fetch the file again"
             )
@@ -116,7 +122,7 @@ def scan_shard(
                 shard.add(position, base, data, size)
             except DatasetError as error:
                 # A TFRecord is known by the byte at which its framing starts.
-                at = position - tfrecord.HEADER_BYTES if base else position
+                at = position - HEADER_BYTES if base else position
                 what = "record at byte" if base else "record"
                 full = DatasetError(f"{path}, {what} {at}: {error}")
                 if not task.skip:
@@ -126,7 +132,7 @@ def scan_shard(
                 advance(end - told)
                 told = end
         _check_number(path, task, report, episodes.rows)
-    except tfrecord.BrokenShardError as error:
+    except BrokenShardError as error:
         if not task.skip:
             raise
         report.broken = (error.offset if error.offset is not None else position, str(error))
@@ -150,20 +156,20 @@ def _check_number(path: str, task: Task, report: Report, episodes: int) -> None:
     )
     if found > task.expected:
         raise DatasetError(text)
-    raise tfrecord.BrokenShardError(text, task.size)
+    raise BrokenShardError(text, task.size)
 
 
 def _records(
-    store: Store, task: Task, on_bad: tfrecord.Bad | None
+    store: Store, task: Task, on_bad: Bad | None
 ) -> Iterator[tuple[int, int, Buffer, int, int]]:
     """(position, base of offsets, buffer, size of the record in it, bytes of the file so far)."""
     if task.file_format == "array_record":
         place = store.local_file(task.name)
-        for number, data in array_record.read_array_records(place, on_bad=on_bad):
+        for number, data in read_array_records(place, on_bad=on_bad):
             yield number, 0, data, len(data), task.size * number // max(task.expected, 1)
         return
     with closing(store.open(task.name)) as file:
-        records = tfrecord.read_records(
+        records = read_records(
             file, task.size, store.path(task.name), verify_crc=task.verify_crc, on_bad=on_bad
         )
         for start, buffer, size in records:

@@ -12,8 +12,8 @@ from jaxtyping import Bool
 from ...actions.normalise import ActionStatistics, normalise
 from ...actions.ranges import lost_dimensions, lost_words, widened_words
 from ...actions.spaces import RawActions
-from ...data.card_fields import Intrinsics
-from ...data.sample_dataset import SampleDataset
+from ...data.cards.card import Intrinsics
+from ...data.samples import SampleDataset
 from ..run import Run
 
 EPISODES, STEPS = 32, 20_000

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spatialvla_ft.data.lerobot.encoder import open_encoder
+from spatialvla_ft.converters.video_writer import open_encoder
 
 WIDTH, HEIGHT, BLOCK, BITS = 96, 64, 16, 24
 FPS = 10

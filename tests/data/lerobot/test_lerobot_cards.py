@@ -15,7 +15,7 @@ from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.data import DatasetError, load_cards, open_dataset
 from spatialvla_ft.data.lerobot.draft import draft
 from spatialvla_ft.data.lerobot.info import Feature, Info, read_info
-from spatialvla_ft.data.statistics import dataset_statistics
+from spatialvla_ft.data.stats.statistics import dataset_statistics
 
 POSE = ["ee.x", "ee.y", "ee.z", "ee.wx", "ee.wy", "ee.wz", "ee.gripper_pos"]
 

@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from spatialvla_ft.converters.video_writer import open_encoder
 from spatialvla_ft.data import DatasetError, open_dataset
-from spatialvla_ft.data.card import Card
-from spatialvla_ft.data.lerobot.encoder import open_encoder
+from spatialvla_ft.data.cards.card import Card
 
 KEY, NAME = "observation.images.front", "odd_set"
 WIDTH, HEIGHT, BLOCK, BITS = 48, 32, 16, 6

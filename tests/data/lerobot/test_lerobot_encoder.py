@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spatialvla_ft.data.lerobot.encoder import scheduling_kept
-from spatialvla_ft.data.lerobot.video_writer import CODECS, DEPTH_CODEC, VideoWriter
+from spatialvla_ft.converters.video_writer import CODECS, DEPTH_CODEC, VideoWriter, scheduling_kept
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setscheduler"), reason="this system has no scheduling policies"
@@ -53,7 +52,7 @@ def test_a_real_time_process_stays_one():
     """A robot's controller that asked for it keeps its own policy and priority."""
     code = """
 import os
-from spatialvla_ft.data.lerobot.encoder import scheduling_kept
+from spatialvla_ft.converters.video_writer import scheduling_kept
 os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(3))
 with scheduling_kept():
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))

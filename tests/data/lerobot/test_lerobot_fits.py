@@ -11,7 +11,7 @@ from spatialvla_ft.actions.grid_io import load_grid
 from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import open_dataset
-from spatialvla_ft.data.statistics import compute_statistics
+from spatialvla_ft.data.stats.statistics import compute_statistics
 
 RUN = CliRunner()
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot_write import HEIGHT, JOINTS, WIDTH, number_of, numbered
 
+from spatialvla_ft.converters.video_writer import open_encoder
 from spatialvla_ft.data import DatasetError, open_dataset
-from spatialvla_ft.data.lerobot.encoder import open_encoder
 from spatialvla_ft.data.lerobot.video import Decoder, Decoders
-from spatialvla_ft.data.reading import read_in_disk_order
+from spatialvla_ft.data.samples import read_in_disk_order
 
 COUNT, FPS = 60, 30
 CODECS = {

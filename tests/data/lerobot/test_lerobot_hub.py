@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from spatialvla_ft.cli.data_convert import _fetched
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import DatasetError, open_dataset
-from spatialvla_ft.data.lerobot.hub import fetch_dataset, push_dataset
-from spatialvla_ft.data.statistics import dataset_statistics
+from spatialvla_ft.data.lerobot.hub import fetch_dataset
+from spatialvla_ft.data.stats.statistics import dataset_statistics
+from spatialvla_ft.hub.push import push_dataset
 
 REPO = "tester/so100_pick"
 
@@ -166,7 +167,7 @@ print(len(table), [int(x) for x in table[20]["action"]], table[20]["frame_index"
 @pytest.mark.slow
 def test_datasets_loads_it_by_its_hub_name(hub, folder, tmp_path):
     """In a process that has HF_ENDPOINT from the start, logged in, without our package."""
-    from spatialvla_ft.data.lerobot.readme import FRONT_MATTER
+    from spatialvla_ft.converters.lerobot_meta import FRONT_MATTER
 
     (folder / "README.md").write_text(FRONT_MATTER)
     push_dataset(folder, REPO)

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.data import load_cards, open_dataset
-from spatialvla_ft.data.inspection import inspect_dataset
+from spatialvla_ft.inspection import inspect_dataset
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])

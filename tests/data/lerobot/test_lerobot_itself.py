@@ -20,13 +20,13 @@ from lerobot_write import (
     write,
 )
 
+from spatialvla_ft.converters.lerobot_writer import LeRobotWriter
+from spatialvla_ft.converters.rlds_to_lerobot import to_lerobot
+from spatialvla_ft.converters.video_writer import CODECS, DEPTH_CODEC
 from spatialvla_ft.data import build_index
-from spatialvla_ft.data.dataset import read_card
 from spatialvla_ft.data.decode import decode_rgb
-from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
 from spatialvla_ft.data.lerobot.info import Feature
-from spatialvla_ft.data.lerobot.video_writer import CODECS, DEPTH_CODEC
-from spatialvla_ft.data.lerobot.writer import LeRobotWriter
+from spatialvla_ft.data.opening import read_card
 
 LEROBOT = os.environ.get("SPATIALVLA_FT_LEROBOT_PYTHON")
 TOOL = Path(__file__).parents[3] / "tools/check_with_lerobot.py"

@@ -20,7 +20,7 @@ from lerobot_write import (
 
 from spatialvla_ft.data import DatasetError, LeRobotDataset, holdout, open_dataset
 from spatialvla_ft.data.mixtures import Part, open_mixture
-from spatialvla_ft.data.statistics import dataset_statistics
+from spatialvla_ft.data.stats.statistics import dataset_statistics
 
 FRAMES = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]
 VERSIONS = ("v2.1", "v3.0")

@@ -10,9 +10,9 @@ from lerobot_write import HEIGHT, LENGTHS, WIDTH, number_of, picture_number, wri
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.converters.reencode import reencode
 from spatialvla_ft.data import DatasetError, open_dataset
 from spatialvla_ft.data.lerobot import pace
-from spatialvla_ft.data.lerobot.reencode import reencode
 from spatialvla_ft.data.lerobot.store import LeRobotStore
 
 LONG = {"g": "250", "bf": "3"}

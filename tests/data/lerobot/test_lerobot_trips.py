@@ -23,10 +23,10 @@ from lerobot_write import (
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.converters.lerobot_writer import LeRobotWriter
+from spatialvla_ft.converters.video_writer import CODECS, DEPTH_CODEC
 from spatialvla_ft.data import build_index, open_dataset
 from spatialvla_ft.data.lerobot.info import Feature
-from spatialvla_ft.data.lerobot.video_writer import CODECS, DEPTH_CODEC
-from spatialvla_ft.data.lerobot.writer import LeRobotWriter
 
 FRAMES = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]
 KEY = "observation.images.front"

@@ -23,16 +23,16 @@ from lerobot_write import (
 )
 from PIL import Image
 
+from spatialvla_ft.converters.lerobot_to_rlds import _example, _losses, mapping_of
+from spatialvla_ft.converters.reencode import reencode
 from spatialvla_ft.data import DatasetError, open_dataset
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
-from spatialvla_ft.data.inspection import inspect_dataset
 from spatialvla_ft.data.lerobot.clips import Clips, Places
-from spatialvla_ft.data.lerobot.columns import DataFile
 from spatialvla_ft.data.lerobot.draft import draft
+from spatialvla_ft.data.lerobot.episodes import DataFile
 from spatialvla_ft.data.lerobot.info import read_info
-from spatialvla_ft.data.lerobot.reencode import reencode
 from spatialvla_ft.data.lerobot.store import LeRobotStore
-from spatialvla_ft.data.lerobot.to_rlds import _example, _losses, mapping_of
+from spatialvla_ft.inspection import inspect_dataset
 
 KEY = "observation.images.front"
 FRAMES = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]

@@ -6,12 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from spatialvla_ft.converters.lerobot_meta import Moments
+from spatialvla_ft.converters.report import DepthLoss, from_units, psnr, to_units
+from spatialvla_ft.converters.rlds_to_lerobot import to_lerobot
 from spatialvla_ft.data import DatasetError, build_index, load_cards
-from spatialvla_ft.data.lerobot.from_rlds import to_lerobot
-from spatialvla_ft.data.lerobot.numbers import Moments
-from spatialvla_ft.data.lerobot.report import DepthLoss, psnr
 from spatialvla_ft.data.lerobot.store import LeRobotStore
-from spatialvla_ft.data.lerobot.units import from_units, to_units
 
 
 def test_tenths_of_a_millimetre_are_exact():

@@ -1,0 +1,1 @@
+"""RH20T: its folders of robot configurations, calibrations and streams, made into RLDS."""
