@@ -36,10 +36,10 @@ from spatialvla_ft.actions.normalise import ActionStatistics, normalise
 from spatialvla_ft.data import open_dataset
 from spatialvla_ft.evaluation.closed_loop import run_closed_loop
 from spatialvla_ft.evaluation.open_loop import run_open_loop
-from spatialvla_ft.evaluation.policies import ModelPolicy
-from spatialvla_ft.models.lora import load_policy_model
+from spatialvla_ft.policy.inputs import Collator
+from spatialvla_ft.policy.load import load_policy_model
+from spatialvla_ft.policy.policies import ModelPolicy
 from spatialvla_ft.training.build import build
-from spatialvla_ft.training.collate import Collator
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.recipe import load_recipe
 

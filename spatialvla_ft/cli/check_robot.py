@@ -47,7 +47,7 @@ def check_robot(
     with fail_with():
         from spatialvla_ft.evaluation.open_loop import open_recorded
         from spatialvla_ft.evaluation.robot_check import check_dataset, predict_recorded
-        from spatialvla_ft.models.lora import load_policy_model
+        from spatialvla_ft.policy.load import load_policy_model
 
         no_bars_of_weights()
         model, processor = load_policy_model(checkpoint, base=base)

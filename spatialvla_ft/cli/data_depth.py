@@ -47,7 +47,7 @@ def depth(
         from spatialvla_ft.data import open_dataset
         from spatialvla_ft.depth.cache import RELATIVE_ERROR, DepthCache
         from spatialvla_ft.depth.load import DeferredEstimator, DepthSpec
-        from spatialvla_ft.training.sample_depth import SampleDepth
+        from spatialvla_ft.policy.depth import SampleDepth
 
         dataset = open_dataset(dataset_dir, card=card, split=split, horizon=1, depth=False)
         known = sorted(dataset.card.cameras or {})

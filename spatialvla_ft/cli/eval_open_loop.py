@@ -37,7 +37,7 @@ def open_loop(
 
     with fail_with():
         from spatialvla_ft.evaluation.open_loop import open_recorded, run_open_loop
-        from spatialvla_ft.models.lora import load_policy_model
+        from spatialvla_ft.policy.load import load_policy_model
 
         no_bars_of_weights()
         model, processor = load_policy_model(checkpoint, base=base)

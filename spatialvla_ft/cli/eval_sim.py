@@ -223,7 +223,7 @@ def _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, thread
         raise ValueError("--policy model needs --checkpoint, a checkpoint or adapter folder")
     if policy == "mean-action" and dataset is None:
         raise ValueError("--policy mean-action needs --dataset, the demonstrations to average")
-    from spatialvla_ft.evaluation import policies
+    from spatialvla_ft.policy import policies
 
     if policy == "no-motion":
         return policies.NoMotion()
@@ -235,7 +235,7 @@ def _policy(policy, checkpoint, base, dataset, unnorm_key, execute, name, thread
     import torch
 
     from spatialvla_ft.cli.console import no_bars_of_weights
-    from spatialvla_ft.models.lora import load_policy_model
+    from spatialvla_ft.policy.load import load_policy_model
 
     if threads is not None:
         torch.set_num_threads(threads)

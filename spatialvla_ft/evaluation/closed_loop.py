@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..data.sample import Observation
+from ..policy.policies import Policy, View
 from ..sim.card import SLOTS, proprio_of
 from ..sim.pool import Batch, EpisodeResult, SimPool
 from ..sim.tasks import TASKS, get_task
 from .outcome import ClosedLoop, Swap, followed, other_word
-from .policies import Policy, View
 
 CAMERA_OF_SLOT = {slot: camera for camera, slot in SLOTS.items()}
 """Camera slots of datasets: names of the simulation's cameras."""

@@ -22,7 +22,7 @@ from ..data.samples import SampleDataset
 from ..data.stats.statistics import normalised_dimensions
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..training.collate import Collator, DepthInput
+from ..policy.inputs import Collator, DepthInput
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..data.cards.card import CONTROL_HZ
 from ..data.sample import Sample
 from ..data.samples import SampleDataset
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..training.collate import Collator, DepthInput
+from ..policy.inputs import Collator, DepthInput
 from .motion_match import AxisMatch, match_axes
 from .open_loop import predicted_frames
 

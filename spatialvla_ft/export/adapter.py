@@ -14,14 +14,14 @@ from safetensors import safe_open
 from ..files import appears_whole, even_modes, refuse_used
 from ..models.base_place import BASE_FILE, FROM_HERE, base_entry, find_base, read_base
 from ..models.lora import ROWS_FILE, is_adapter
-from ..models.outputs import run_model
+from ..policy.stored import VerifyReport, run_model
 from .card import CardFacts, model_title, write_card
 from .card_evaluation import Evaluations
 from .checkpoint import MakeInputs
 from .flatten import drop_auto_maps
 from .lineage import read_lineage
 from .source import find_source, load_source, unwrap
-from .stored import VerifyReport, verify_export, write_stored
+from .stored import verify_export, write_stored
 
 WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

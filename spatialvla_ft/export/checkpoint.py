@@ -13,15 +13,15 @@ from ..files import appears_whole, even_modes, refuse_used
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.dtypes import cast_weights
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
-from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..policy.stored import VerifyReport, run_model
 from .card import CardFacts, model_title, write_card
 from .card_evaluation import Evaluations
 from .flatten import drop_auto_maps, write_code
 from .inputs import Inputs
 from .lineage import read_lineage
 from .source import find_source, load_source, merge, untie_head, unwrap
-from .stored import VerifyReport, verify_export, write_stored
+from .stored import verify_export, write_stored
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHARD = "5GB"  # as the released checkpoints are cut

@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from ..data.sample import Sample
-from ..models.canary import chequered
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..training.collate import Collator
+from ..policy.canary import chequered
+from ..policy.inputs import Collator
 
 RANDOM_TEXTS = ("pick up the red block", "open the drawer", "move left", "put the cup on the plate")
 

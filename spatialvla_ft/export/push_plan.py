@@ -11,8 +11,8 @@ from ..hub.plan import LARGEST, REPO_ID, SECRET, PushError, PushFile, PushPlan
 from ..models.base_place import BASE_FILE
 from ..models.loading_report import absent_shards, broken_files
 from ..models.lora import ROWS_FILE, is_adapter
-from ..models.stored import STORED_FILE
 from ..near import near_path
+from ..policy.stored import STORED_FILE
 from .adapter import PEFT_CONFIG, WEIGHTS
 from .card import CARD_FILE, card_for_repository
 from .stored import verify_export

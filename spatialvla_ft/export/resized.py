@@ -18,9 +18,10 @@ from ..actions.grid import ActionGrid
 from ..actions.rebin import rebin
 from ..files import appears_whole, even_modes, refuse_used
 from ..models.configuration_spatialvla import SpatialVLAConfig
-from ..models.lora import adapt_to_grid, is_adapter, load_policy_model
-from ..models.outputs import Outputs, run_model
+from ..models.lora import adapt_to_grid, is_adapter
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..policy.load import load_policy_model
+from ..policy.stored import Outputs, run_model
 from .checkpoint import write_layout
 from .inputs import random_inputs
 from .source import find_source

@@ -21,9 +21,9 @@ from ..models.lora import (
     refuse_base_of_whole,
 )
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
-from ..models.outputs import run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..near import near_path
+from ..policy.stored import run_model
 
 MERGE_TOLERANCE = 1e-3
 """Largest change of a logit that merging may cause; float32 rounding makes about 1e-5."""

@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ..models.outputs import Outputs, run_model
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..models.stored import (
-    ACTION_TOLERANCE,
+from ..policy.stored import (
     EXPECTED,
     INPUT,
     STORED_FILE,
+    Outputs,
+    VerifyReport,
     decode_stored,
     read_stored,
+    run_model,
 )
 from .inputs import Inputs
 from .source import load_source, unwrap
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """A checkpoint's answers beside the stored ones.
-
-    Attributes:
-        inputs: number of stored inputs.
-        ids_equal: whether every predicted token is the stored one.
-        max_action_difference: largest difference of a decoded action, in the robot's units.
-        max_logit_difference: largest difference of an action token's logit along the stored
-            sequence; for information, other machines and thread counts move it by about 1e-4.
-    """
-
-    inputs: int
-    ids_equal: bool
-    max_action_difference: float
-    max_logit_difference: float
-
-    @property
-    def same(self) -> bool:
-        """Whether the checkpoint acts as it did when it was exported."""
-        return self.ids_equal and self.max_action_difference <= ACTION_TOLERANCE
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def write_stored(

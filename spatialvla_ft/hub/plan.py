@@ -16,7 +16,7 @@ from spatialvla_ft.data.lerobot.hub import PRIVATE_FILES
 from spatialvla_ft.data.lerobot.info import is_lerobot
 from spatialvla_ft.data.lerobot.store import LeRobotStore
 
-from ..export.stored import VerifyReport
+from ..policy.stored import VerifyReport
 
 REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 """OWNER/NAME."""

@@ -33,14 +33,14 @@ from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.released import refuse_out_of_reach
 from ..models.small import small_model, small_processor
 from ..near import near_path
+from ..policy.depth import SampleDepth
+from ..policy.inputs import Collator, DepthInput
 from .action_ranges import run_proprio, run_statistics
-from .collate import Collator, DepthInput
 from .depth_plan import keep_depth, plan_depth
 from .global_batch import process_count, with_accumulation
 from .point_loss import check_points, point_fields
 from .recipe import Depth, Recipe, RecipeError
 from .run import Run
-from .sample_depth import SampleDepth
 from .trainable import trainable_part
 
 

@@ -27,14 +27,14 @@ from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
 from ..depth.zoe_estimator import LEAST_SIDE
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..policy.depth import Filled, SampleDepth
+from ..policy.inputs import Collator
 from .batches import make_sampler
-from .collate import Collator
 from .global_batch import process_count
 from .identity import global_batch
 from .output import DEPTH
 from .recipe import Recipe, RecipeError
 from .run import Run
-from .sample_depth import Filled, SampleDepth
 from .validation import validated_frames
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from ..data.sample import Sample
 from ..data.samples import SampleDataset
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from .collate import Collator
+from ..policy.depth import SampleDepth
+from ..policy.inputs import Collator
 from .recipe import Recipe
-from .sample_depth import SampleDepth
 
 if TYPE_CHECKING:
     from .depth_plan import DepthPlan

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.pictures import fit_step
-from .collate import Collator
+from ..policy.inputs import Collator
 from .distributed import trains_on_cpu
 from .global_batch import process_count
 from .run import Run

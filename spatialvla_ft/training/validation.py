@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..actions.reconstruction import fixed_dimensions
 from ..data.sample import Sample
 from ..data.samples import SampleDataset
+from ..policy.inputs import Collator
 from .collapse import CollapseWatch, Predictions, collapsed, lenders, spread_metrics
-from .collate import Collator
 from .metrics import Tokens, Totals, action_tokens, sample_losses
 from .run import Run
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.cli.eval_sim import _with_depth
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.evaluation.policies import ModelPolicy
+from spatialvla_ft.policy.policies import ModelPolicy
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from spatialvla_ft.evaluation import closed_loop
 from spatialvla_ft.evaluation.closed_loop import run_closed_loop, view_of
 from spatialvla_ft.evaluation.outcome import wilson_interval
-from spatialvla_ft.evaluation.policies import NoMotion
+from spatialvla_ft.policy.policies import NoMotion
 from spatialvla_ft.sim.pool import Batch, EpisodeResult
 
 

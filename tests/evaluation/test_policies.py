@@ -12,8 +12,8 @@ from tiny_world import NAME, depth_map, picture, tiny_model, tiny_processor
 
 from spatialvla_ft.data.sample import Observation
 from spatialvla_ft.depth.every_nth import EveryNth
-from spatialvla_ft.evaluation.policies import MeanAction, ModelPolicy, NoMotion, View
 from spatialvla_ft.models.observation import ObservationLayout
+from spatialvla_ft.policy.policies import MeanAction, ModelPolicy, NoMotion, View
 
 
 def view(episodes, fresh=None, depth=True):

@@ -23,7 +23,7 @@ from spatialvla_ft.evaluation.motion_match import match_axes
 from spatialvla_ft.evaluation.robot_check import check_motions, tool_motion
 from spatialvla_ft.models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from spatialvla_ft.models.small import small_processor
-from spatialvla_ft.training.collate import Collator
+from spatialvla_ft.policy.inputs import Collator
 from spatialvla_ft.viz import robot_check as page
 
 NAMES, UNITS = ("x", "y", "z"), ("m",) * 3

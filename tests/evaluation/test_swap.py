@@ -10,7 +10,7 @@ import pytest
 
 from spatialvla_ft.evaluation.closed_loop import run_closed_loop
 from spatialvla_ft.evaluation.outcome import ClosedLoop, wilson_interval
-from spatialvla_ft.evaluation.policies import MeanAction, NoMotion
+from spatialvla_ft.policy.policies import MeanAction, NoMotion
 from spatialvla_ft.sim.env import TabletopEnv
 from spatialvla_ft.sim.robots import get_robot
 

@@ -26,7 +26,7 @@ from spatialvla_ft.export.adapter import export_adapter
 from spatialvla_ft.export.card import _dataset_terms, card_for_repository, model_title
 from spatialvla_ft.export.card_evaluation import evaluation_section, read_evaluations
 from spatialvla_ft.export.lineage import GEMMA_TERMS, Lineage, licence_of, read_lineage
-from spatialvla_ft.models.lora import load_policy_model
+from spatialvla_ft.policy.load import load_policy_model
 
 RECIPE = {
     "output": "/home/ada/secret-project/runs/b",

@@ -20,7 +20,7 @@ from spatialvla_ft.actions.spaces import translation_delta
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.export import resized
 from spatialvla_ft.export.resized import resize_checkpoint
-from spatialvla_ft.models.lora import load_policy_model
+from spatialvla_ft.policy.load import load_policy_model
 
 FITS = {
     "theta": {"mu": 1.2, "sigma": 0.5},

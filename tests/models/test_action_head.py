@@ -14,13 +14,13 @@ from spatialvla_ft.models.action_head import join_action_head, separate_action_h
 from spatialvla_ft.models.lora import (
     attach_lora,
     fingerprint,
-    load_policy_model,
     load_with_adapter,
     merge_adapter,
     save_adapter,
     spatial_rows,
 )
 from spatialvla_ft.models.resize import set_action_rows
+from spatialvla_ft.policy.load import load_policy_model
 
 HEAD = "language_model.lm_head.weight"
 

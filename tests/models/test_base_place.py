@@ -26,11 +26,11 @@ from spatialvla_ft.models.base_place import find_base
 from spatialvla_ft.models.lora import (
     attach_lora,
     fingerprint,
-    load_policy_model,
     load_with_adapter,
     save_adapter,
     spatial_rows,
 )
+from spatialvla_ft.policy.load import load_policy_model
 
 CURE = (
     r"--base FOLDER with `export`, `push`, `eval sim`, `eval open-loop` and `check-robot`, "

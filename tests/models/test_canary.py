@@ -16,9 +16,9 @@ from spatialvla_ft import SpatialVLAForConditionalGeneration, SpatialVLAProcesso
 from spatialvla_ft.export import export_checkpoint
 from spatialvla_ft.export.inputs import recorded_inputs
 from spatialvla_ft.models import modeling_spatialvla, vision
-from spatialvla_ft.models.canary import LEAST_CHANGE, BlindModelError, check_sight
-from spatialvla_ft.models.lora import load_policy_model
-from spatialvla_ft.models.stored import STORED_FILE, read_stored
+from spatialvla_ft.policy.canary import LEAST_CHANGE, BlindModelError, check_sight
+from spatialvla_ft.policy.load import load_policy_model
+from spatialvla_ft.policy.stored import STORED_FILE, read_stored
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 

@@ -18,11 +18,11 @@ from spatialvla_ft.models.lora import (
     attach_lora,
     fingerprint,
     is_adapter,
-    load_policy_model,
     load_with_adapter,
     save_adapter,
     spatial_rows,
 )
+from spatialvla_ft.policy.load import load_policy_model
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ from spatialvla_ft import SpatialVLAConfig, SpatialVLAForConditionalGeneration
 from spatialvla_ft.models.lora import (
     attach_lora,
     fingerprint,
-    load_policy_model,
     load_with_adapter,
     merge_adapter,
     save_adapter,
     spatial_rows,
 )
+from spatialvla_ft.policy.load import load_policy_model
 
 VISION = "vision_tower.vision_model."
 

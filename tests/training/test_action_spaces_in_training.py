@@ -11,7 +11,7 @@ from spatialvla_ft.data.cards.files import load_cards
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.opening import open_dataset
 from spatialvla_ft.evaluation.open_loop import run_open_loop
-from spatialvla_ft.models.lora import load_policy_model
+from spatialvla_ft.policy.load import load_policy_model
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 

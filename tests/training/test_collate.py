@@ -11,7 +11,7 @@ import torch
 from tiny_world import NAME, MadeUp, statistics, tiny_processor
 
 from spatialvla_ft.models.observation import ObservationLayout
-from spatialvla_ft.training.collate import Collator
+from spatialvla_ft.policy.inputs import Collator
 
 
 @pytest.fixture(scope="module")

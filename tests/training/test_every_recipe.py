@@ -16,7 +16,7 @@ from tiny_world import tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.models.lora import load_policy_model
+from spatialvla_ft.policy.load import load_policy_model
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.recipe import load_recipe

@@ -12,7 +12,8 @@ import torch
 from released_keys import check_released
 from safetensors.torch import load_file
 
-from spatialvla_ft.models.lora import is_adapter, load_policy_model
+from spatialvla_ft.models.lora import is_adapter
+from spatialvla_ft.policy.load import load_policy_model
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 

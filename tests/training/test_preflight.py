@@ -15,8 +15,8 @@ from spatialvla_ft.actions.gaussians import fit_gaussians
 from spatialvla_ft.actions.grid import ActionGrid
 from spatialvla_ft.actions.spaces import RawActions, end_effector_delta, translation_delta
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.policy.inputs import Collator
 from spatialvla_ft.training.build import build
-from spatialvla_ft.training.collate import Collator
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.preflight.report import FILE, PreflightError, preflight
 from spatialvla_ft.training.preflight.samples import outside_its_bin

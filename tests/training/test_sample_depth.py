@@ -19,11 +19,11 @@ from spatialvla_ft.data.pictures import fit_step
 from spatialvla_ft.data.sample import Observation
 from spatialvla_ft.depth.cache import RELATIVE_ERROR, DepthCache, from_bytes
 from spatialvla_ft.depth.load import DeferredEstimator, DepthSpec, load_depth_estimator
+from spatialvla_ft.policy.depth import SampleDepth
 from spatialvla_ft.training.batches import Frames
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.recipe import RecipeError
-from spatialvla_ft.training.sample_depth import SampleDepth
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "depth"))
 import depth_zoo

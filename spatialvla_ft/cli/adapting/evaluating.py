@@ -85,7 +85,8 @@ def _predict(
 
     from spatialvla_ft.cli.console import watching
     from spatialvla_ft.evaluation.open_loop import predicted_frames, run_open_loop
-    from spatialvla_ft.models.lora import is_adapter, load_policy_model
+    from spatialvla_ft.models.lora import is_adapter
+    from spatialvla_ft.policy.load import load_policy_model
     from spatialvla_ft.training.build import depth_input, estimated_depth
     from spatialvla_ft.training.depth_plan import Fitted, kept_depth
     from spatialvla_ft.training.output import DEPTH

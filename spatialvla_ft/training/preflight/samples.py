@@ -17,8 +17,8 @@ from ...actions.layout import axis_values
 from ...actions.normalise import ActionStatistics, normalise, unnormalise
 from ...data.sample import Sample
 from ...depth.metres import FAR, NEAR, DepthWarning
+from ...policy.inputs import Collator
 from ..batches import Frames, StepBatches, make_sampler
-from ..collate import Collator
 from ..run import Run
 
 CHECKED = 8

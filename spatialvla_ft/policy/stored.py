@@ -2,23 +2,77 @@
 
 `export` writes them (`export/stored.py`); whoever loads the checkpoint can tell by them whether it
 still computes what it computed then.
+
+What a model answers to given inputs: token ids, and the logits behind every one of them.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.functional import pad
 
-from .modeling_spatialvla import SpatialVLAForConditionalGeneration
-from .outputs import run_model
-from .processing_spatialvla import SpatialVLAProcessor
+from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from ..models.processing_spatialvla import SpatialVLAProcessor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Answers to B prompts, N = slots * action_chunk_size tokens each.
+
+    Attributes:
+        ids: absolute token ids.
+        logits: of the step that chose each token, over the whole vocabulary, float32.
+    """
+
+    ids: Int[Tensor, "B N"]
+    logits: Float[Tensor, "B N V"]
+
+
+@torch.no_grad()
+def run_model(
+    model: SpatialVLAForConditionalGeneration,
+    inputs: Mapping[str, Tensor],
+    *,
+    ids: Int[Tensor, "B N"] | None = None,
+) -> Outputs:
+    """Predict greedily, then read the logits along the predicted sequence.
+
+    Prompts run one at a time, so that an answer does not depend on what is exported beside it.
+
+    Args:
+        model: in evaluation mode.
+        inputs: prompts padded on the left.
+        ids: tokens to read the logits along, instead of those predicted.
+    """
+    found, logits = [], []
+    for i in range(len(inputs["input_ids"])):
+        one = {name: tensor[i : i + 1] for name, tensor in inputs.items()}
+        own = model.predict_action(one) if ids is None else ids[i : i + 1]
+        count = own.shape[1]
+        whole = {
+            **one,
+            "input_ids": torch.cat((one["input_ids"], own), dim=-1),
+            "attention_mask": pad(one["attention_mask"], (0, count), value=1),
+            "token_type_ids": pad(one["token_type_ids"], (0, count), value=1),
+        }
+        rows = model(**whole, logits_to_keep=count + 1).logits[:, :-1]
+        found.append(own)
+        logits.append(rows.float())
+    return Outputs(torch.cat(found), torch.cat(logits))
+
+
+pass
+pass
 
 STORED_FILE = "golden_outputs.safetensors"
 INPUT, EXPECTED = "inputs.", "expected."
@@ -123,3 +177,30 @@ def compare_stored(
         action_difference=float(np.abs(decoded - stored.actions).max()),
         tolerance=LOGIT_TOLERANCE.get(model.dtype, LOGIT_TOLERANCE[torch.bfloat16]),
     )
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """A checkpoint's answers beside the stored ones.
+
+    Attributes:
+        inputs: number of stored inputs.
+        ids_equal: whether every predicted token is the stored one.
+        max_action_difference: largest difference of a decoded action, in the robot's units.
+        max_logit_difference: largest difference of an action token's logit along the stored
+            sequence; for information, other machines and thread counts move it by about 1e-4.
+    """
+
+    inputs: int
+    ids_equal: bool
+    max_action_difference: float
+    max_logit_difference: float
+
+    @property
+    def same(self) -> bool:
+        """Whether the checkpoint acts as it did when it was exported."""
+        return self.ids_equal and self.max_action_difference <= ACTION_TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

@@ -14,8 +14,8 @@ from ..data.sample import Observation
 from ..depth.protocol import DepthEstimator
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..training.collate import DepthInput, observation_inputs
-from .policy_depth import WindowDepth
+from .depth import WindowDepth
+from .inputs import DepthInput, observation_inputs
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The seam on which everything that acts stands: observation, inputs, model, robot units."""
