@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from spatialvla_ft.actions import ActionGrid
-from spatialvla_ft.bench.sizes import SIZES
 from spatialvla_ft.data import open_dataset
+from spatialvla_ft.memory.sizes import SIZES
 from spatialvla_ft.models.small import small_model, small_processor
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from spatialvla_ft.quickstart.films import Film, Panel, side_by_side
+from spatialvla_ft.quickstart.replay import Replay, replay_episodes
+from spatialvla_ft.quickstart.run_files import read_run
+from spatialvla_ft.quickstart.scenes import choose
 from spatialvla_ft.viz.embed import film_bytes
-from spatialvla_ft.viz.films import Film, Panel, side_by_side
-from spatialvla_ft.viz.replay import Replay, replay_episodes
-from spatialvla_ft.viz.run_files import read_run
-from spatialvla_ft.viz.scenes import choose
 
 MOST_BYTES = 1_000_000
 SIDES = (384, 336, 288, 240, 192)

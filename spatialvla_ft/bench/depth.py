@@ -17,9 +17,9 @@ from ..depth.protocol import DepthEstimator
 from ..depth.sensor import SensorDepth
 from ..depth.zoe import PerImageZoeDepth
 from ..depth.zoe_estimator import ZoeDepth
+from ..memory.sizes import LARGE_ZOE, TINY_ZOE, check_size, default_dtype
 from .depth_cost import compare
 from .figures import Report, Work, in_turns
-from .sizes import LARGE_ZOE, TINY_ZOE, check_size, default_dtype
 
 SIDE = 224
 PIXELS_PER_FRAME = 2

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..memory.sizes import bench_inputs, bench_model, check_size, parameters
+from ..memory.tensor_bytes import TensorBytes
 from ..models.chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
 from ..models.decoding import type_slices
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.text_layers import TextLayers
 from .figures import Machine, Report, Times, Work, count_flops, in_turns, measure_machine
-from .sizes import bench_inputs, bench_model, check_size, parameters
-from .tensor_bytes import TensorBytes
 
 STAGES = ("depth", "vision", "prefill", "decode", "head")
 WORKS = ("depth", "vision", "prefill", "decode_and_head", "head")

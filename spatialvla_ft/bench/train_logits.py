@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..memory.sizes import SIZES, bench_config, check_size, default_dtype
+from ..memory.tensor_bytes import TensorBytes
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .figures import Report, Work, in_turns
-from .sizes import SIZES, bench_config, check_size, default_dtype
-from .tensor_bytes import TensorBytes
 
 TOKENS, LABELS = 284, 13
 VOCABULARY = SIZES["4b"]["text_config"]["vocab_size"]

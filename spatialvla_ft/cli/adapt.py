@@ -12,8 +12,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spatialvla_ft.cli.adapting.job import Job
-    from spatialvla_ft.cli.adapting.running import Step
+    from spatialvla_ft.adapting.job import Job
+    from spatialvla_ft.adapting.running import Step
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "adapt_lora.yaml"
 
@@ -65,9 +65,9 @@ def adapt(
     """
     from rich.console import Console
 
-    from spatialvla_ft.cli.adapting.job import Job
-    from spatialvla_ft.cli.adapting.running import run_stages
-    from spatialvla_ft.cli.adapting.stages import NeedsPersonError
+    from spatialvla_ft.adapting.job import Job
+    from spatialvla_ft.adapting.ledger import NeedsPersonError
+    from spatialvla_ft.adapting.running import run_stages
     from spatialvla_ft.cli.console import fail_with
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -26,9 +26,8 @@ def report(
 
     console = Console(stderr=True)
     with fail_with():
-        from spatialvla_ft.viz.gate import judge
-        from spatialvla_ft.viz.report import write_page
-        from spatialvla_ft.viz.run_files import read_run
+        from spatialvla_ft.quickstart.report import write_page
+        from spatialvla_ft.quickstart.run_files import judge, read_run
 
         run = read_run(runs)
         with console.status("report") as status:

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from spatialvla_ft.bench.memory_plan import Measurement, MemoryPlan
+    from spatialvla_ft.memory.plan import Measurement, MemoryPlan
 
 UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9}
 
@@ -54,9 +54,9 @@ def plan_memory(
     from spatialvla_ft.cli.console import fail_with
 
     with fail_with():
-        from spatialvla_ft.bench import memory_plan as bench
-        from spatialvla_ft.bench.memory_advice import first_that_fits
-        from spatialvla_ft.bench.workloads import config_of
+        from spatialvla_ft.memory import plan as bench
+        from spatialvla_ft.memory.advice import first_that_fits
+        from spatialvla_ft.memory.workloads import config_of
         from spatialvla_ft.training.global_batch import with_accumulation
         from spatialvla_ft.training.recipe import load_recipe
 

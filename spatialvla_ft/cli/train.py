@@ -172,8 +172,8 @@ def _report(run: Run, *, quiet: bool, thorough: bool) -> Preflight:
     """The report before the first step, shown by the main process unless quiet."""
     from rich.console import Console
 
-    from spatialvla_ft.cli.planned_memory import planned_memory
     from spatialvla_ft.cli.preflight_view import show_preflight
+    from spatialvla_ft.memory.machine import planned_memory
     from spatialvla_ft.training.preflight.report import preflight
 
     report = preflight(run, memory=planned_memory(run, always=thorough))

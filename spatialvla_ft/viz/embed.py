@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from spatialvla_ft.pictures import rgb_bytes
-from spatialvla_ft.viz.films import Film
+from spatialvla_ft.quickstart.films import Film
 
 DPI = 120
 

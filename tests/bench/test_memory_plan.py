@@ -11,11 +11,11 @@ import yaml
 from tiny_world import BINS
 from typer.testing import CliRunner
 
-from spatialvla_ft.bench.memory_advice import cheaper_recipes, first_that_fits
-from spatialvla_ft.bench.memory_plan import MemoryPlan, measure_memory, plan_memory
-from spatialvla_ft.bench.sizes import bench_config
-from spatialvla_ft.bench.workloads import config_of, make_inputs
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.memory.advice import cheaper_recipes, first_that_fits
+from spatialvla_ft.memory.plan import MemoryPlan, measure_memory, plan_memory
+from spatialvla_ft.memory.sizes import bench_config
+from spatialvla_ft.memory.workloads import config_of, make_inputs
 from spatialvla_ft.training.recipe import Recipe, RecipeError
 from spatialvla_ft.training.trainable import trainable_part
 

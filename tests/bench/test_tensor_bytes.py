@@ -8,8 +8,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from spatialvla_ft.bench.allocator_peak import allocator_peak
-from spatialvla_ft.bench.tensor_bytes import TensorBytes
+from spatialvla_ft.memory.plan import allocator_peak
+from spatialvla_ft.memory.tensor_bytes import TensorBytes
 
 KIB = 1024  # bytes of a (16, 16) float32 matrix
 

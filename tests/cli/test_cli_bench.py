@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from spatialvla_ft.bench import codec, figures, predict, train_logits
 from spatialvla_ft.bench import depth as depth_bench
 from spatialvla_ft.bench.figures import Figure
-from spatialvla_ft.bench.sizes import bench_config, check_size
 from spatialvla_ft.cli.bench import _value
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.memory.sizes import bench_config, check_size
 
 ROWS = {
     "predict": {

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from spatialvla_ft.cli.quickstart import OWN, _stages, _start_over
-from spatialvla_ft.cli.stages import Stage, StageError, StageRunner
+from spatialvla_ft.quickstart.job import OWN, _stages, _start_over
+from spatialvla_ft.quickstart.stages import Stage, StageError, StageRunner
 
 
 def run(folder, stages, **kwargs):
@@ -119,14 +119,15 @@ def test_the_exit_code_says_whether_the_job_was_done(tmp_path, monkeypatch, flag
     """Success rates are an exit code for those who ask for one, and words for everybody."""
     from typer.testing import CliRunner
 
-    from spatialvla_ft.cli import quickstart
     from spatialvla_ft.cli.main import app
-    from spatialvla_ft.viz.gate import Condition, Verdict
+    from spatialvla_ft.quickstart import job, report, run_files
+    from spatialvla_ft.quickstart.run_files import Condition, Verdict
 
     verdict = Verdict((Condition("it works", "7 of 9", passed),))
     monkeypatch.setattr(StageRunner, "run", lambda self, stages: None)
-    monkeypatch.setattr(quickstart, "_report", lambda runs, out, console: (verdict, {"x": 1}))
-    monkeypatch.setattr(quickstart, "_summary", lambda runs, seed: "")
+    monkeypatch.setattr(report, "write_page", lambda run, out: out / "index.html")
+    monkeypatch.setattr(run_files, "judge", lambda outcomes: verdict)
+    monkeypatch.setattr(job, "summary", lambda runs, seed: "")
     arguments = ["quickstart", "--runs", str(tmp_path / "runs"), *flags]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code, result.output
@@ -138,19 +139,21 @@ def test_the_wall_time_is_told_where_one_go_ran_all_stages(tmp_path, monkeypatch
     """It stands beside the sum of the stages, so the report must find it when it reads the run."""
     from typer.testing import CliRunner
 
-    from spatialvla_ft.cli import quickstart
     from spatialvla_ft.cli.main import app
-    from spatialvla_ft.viz.gate import Condition, Verdict
+    from spatialvla_ft.quickstart import job, report, run_files
+    from spatialvla_ft.quickstart.run_files import Condition, Verdict
 
     found = []
 
-    def report(runs, out, console):
-        found.append(json.loads((runs / "environment.json").read_text()))
-        return Verdict((Condition("it works", "9 of 9", True),)), {}
+    def write_page(run, out):
+        found.append(run.environment)
+        return out / "index.html"
 
     monkeypatch.setattr(StageRunner, "run", lambda self, stages: time.sleep(0.3))
-    monkeypatch.setattr(quickstart, "_report", report)
-    monkeypatch.setattr(quickstart, "_summary", lambda runs, seed: "")
+    verdict = Verdict((Condition("it works", "9 of 9", True),))
+    monkeypatch.setattr(report, "write_page", write_page)
+    monkeypatch.setattr(run_files, "judge", lambda outcomes: verdict)
+    monkeypatch.setattr(job, "summary", lambda runs, seed: "")
     runs = tmp_path / "runs"
     done = CliRunner().invoke(app, ["quickstart", "--runs", str(runs), *flags])
     assert done.exit_code == 0, done.output

@@ -13,8 +13,8 @@ from tiny_world import NAME, depth_map, picture, tiny_inputs, tiny_model, tiny_p
 from spatialvla_ft.depth.cache import pack
 from spatialvla_ft.depth.metres import DepthWarning, reading_in_metres
 from spatialvla_ft.depth.sensor import SensorDepth
+from spatialvla_ft.quickstart.plots import plot_view
 from spatialvla_ft.viz.point_cloud import CameraFrame
-from spatialvla_ft.viz.sensor_view import plot_view
 
 MILLIMETRES = np.full((40, 64), 700, np.uint16)
 K = np.array([[60.0, 0, 33], [0, 50, 21], [0, 0, 1]])

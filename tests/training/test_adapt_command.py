@@ -15,13 +15,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from spatialvla_ft.cli.adapting import fingerprints, memory, model_stages
+from spatialvla_ft.adapting import job, model_stages
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.converters.rlds_to_lerobot import to_lerobot
 from spatialvla_ft.data import load_cards, open_dataset
 from spatialvla_ft.data.rlds.index import build_index
 from spatialvla_ft.depth import load as depth_load
 from spatialvla_ft.depth.cache import DepthCache
+from spatialvla_ft.memory import machine
 from spatialvla_ft.models.lora import is_adapter
 from spatialvla_ft.models.processing_spatialvla import SpatialVLAProcessor
 from spatialvla_ft.training import step_cost
@@ -192,7 +193,7 @@ def test_what_may_change_freely_keeps_the_training(lab):
 
 
 def test_too_little_memory_warns_with_what_would_fit(lab, monkeypatch, real_plan):
-    monkeypatch.setattr(memory, "_machine", lambda: ("a small GPU", 2**16))
+    monkeypatch.setattr(machine, "_machine", lambda: ("a small GPU", 2**16))
     report = lab.json("--accept-errors", "--stop-after", "plan", "train.batch_size=1")
     (told,) = [text for text in report["warnings"] if "a small GPU" in text]
     assert "too little" in told
@@ -396,6 +397,6 @@ def test_bf16_gives_way_where_it_is_slower(seeing, monkeypatch):
 def test_a_card_without_the_later_fields_is_the_same_as_before(demo_data):
     """The hash of a job that was begun when cards had no `video`, `recorded` or `several`."""
     card = load_cards(demo_data / "card.yaml")["demo"]
-    assert fingerprints.of_card(card) == "f2a5d0067dff5523"
+    assert job.of_card(card) == "f2a5d0067dff5523"
     other = card.model_copy(update={"language": card.language.model_copy(update={"errors": "x"})})
-    assert fingerprints.of_card(other) != "f2a5d0067dff5523"
+    assert job.of_card(other) != "f2a5d0067dff5523"

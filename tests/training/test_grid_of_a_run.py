@@ -12,9 +12,9 @@ from spatialvla_ft.actions.grid import ActionGrid
 from spatialvla_ft.actions.grid_io import save_grid
 from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.actions.spaces import end_effector_delta, joint_space
-from spatialvla_ft.bench.memory_plan import measure_memory, plan_memory
-from spatialvla_ft.bench.workloads import config_of
 from spatialvla_ft.data.stats.statistics import compute_statistics, normalised_dimensions
+from spatialvla_ft.memory.plan import measure_memory, plan_memory
+from spatialvla_ft.memory.workloads import config_of
 from spatialvla_ft.training import action_ranges
 from spatialvla_ft.training.action_ranges import run_statistics
 from spatialvla_ft.training.build import build

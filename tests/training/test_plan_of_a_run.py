@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from accelerate.state import AcceleratorState
 
-from spatialvla_ft.bench.allocator_peak import allocator_peak
-from spatialvla_ft.bench.memory_plan import plan_memory
-from spatialvla_ft.bench.workloads import config_of
+from spatialvla_ft.memory.plan import allocator_peak, plan_memory
+from spatialvla_ft.memory.workloads import config_of
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 

@@ -272,7 +272,7 @@ def test_check_ends_after_the_report_and_writes_nothing(recipe_of, monkeypatch):
     recipe = recipe_of("full")
     file = str(recipe.output.parent / "out.yaml")
     plan = {"planned": 2**30, "available": 2**33, "device": "this machine"}
-    monkeypatch.setattr("spatialvla_ft.cli.planned_memory.planned_memory", lambda run, always: plan)
+    monkeypatch.setattr("spatialvla_ft.memory.machine.planned_memory", lambda run, always: plan)
     done = CliRunner().invoke(app, ["train", file, "--check"])
     assert done.exit_code == 0, done.output
     for words in ("demo/1.0.0", "label tokens say", "spatial table", "1.00 GiB of tensors planned"):
@@ -287,7 +287,7 @@ def test_check_ends_after_the_report_and_writes_nothing(recipe_of, monkeypatch):
 
 def test_check_of_nonsense_has_exit_code_one(recipe_of, monkeypatch):
     file = str(recipe_of("full").output.parent / "out.yaml")
-    monkeypatch.setattr("spatialvla_ft.cli.planned_memory.planned_memory", lambda *a, **k: None)
+    monkeypatch.setattr("spatialvla_ft.memory.machine.planned_memory", lambda *a, **k: None)
     whole = Collator.__call__
 
     def dark(self, samples):

@@ -3,8 +3,7 @@ import json
 import pytest
 from run_folder import SOLVED, result, write_json, write_run
 
-from spatialvla_ft.viz.gate import judge
-from spatialvla_ft.viz.run_files import patch_layout, read_run
+from spatialvla_ft.quickstart.run_files import judge, patch_layout, read_run
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.processes import WorkerError
-from spatialvla_ft.viz import scenes
-from spatialvla_ft.viz.numbers import percent, seconds
-from spatialvla_ft.viz.report import write_report
-from spatialvla_ft.viz.results import lead, success, words
-from spatialvla_ft.viz.run_files import read_run
+from spatialvla_ft.quickstart import scenes
+from spatialvla_ft.quickstart.numbers import percent, seconds
+from spatialvla_ft.quickstart.report import write_report
+from spatialvla_ft.quickstart.results import lead, success, words
+from spatialvla_ft.quickstart.run_files import read_run
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spatialvla_ft.cli.adapting.job import Job
+from spatialvla_ft.adapting.job import Job
 
 if TYPE_CHECKING:
     from spatialvla_ft.data.cards.card import Card

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from spatialvla_ft.viz import details, pictures, results, scenes
+from spatialvla_ft.quickstart import details, pictures, results, scenes
+from spatialvla_ft.quickstart.run_files import RunFiles, read_run
 from spatialvla_ft.viz.html import page, section
-from spatialvla_ft.viz.run_files import RunFiles, read_run
 
 TITLE = "Adapting a small spatial VLA to a new robot"
 _LIMITS = (

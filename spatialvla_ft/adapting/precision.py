@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 
-from spatialvla_ft.cli.adapting.job import Job
+from spatialvla_ft.adapting.job import Job
 
 
 def choose_precision(job: Job) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from spatialvla_ft.viz.replay import Replay
+from spatialvla_ft.quickstart.replay import Replay
 
 HOLD_MILLISECONDS = 2500
 """How long the last frame stays."""

@@ -8,6 +8,8 @@ Not in the count: workspace inside kernels, what the allocator rounds up and fra
 of a GPU (about half a GiB), NCCL, and the processes that load data. `MARGIN` leaves room for them.
 Kernels are those of the CPU; those of a GPU make the same outputs. On a CPU the process can show
 nearly twice as much resident memory, because the C library keeps freed blocks.
+
+What torch's own allocator says of the highest use of memory: the check on every other count.
 """
 
 from __future__ import annotations
@@ -29,15 +31,46 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.profiler import ProfilerActivity, profile
 
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..training.recipe import Recipe
 from ..training.trainable import trainable_part
-from .allocator_peak import allocator_peak
 from .fake_values import RealIntegers, fake_module
 from .tensor_bytes import TensorBytes
 from .workloads import make_inputs, predictions, training_steps
+
+
+def allocator_peak(work: Callable[[], Any], device: str | torch.device = "cpu") -> int:
+    """Bytes that `work` needs at once, on top of what is allocated when it begins.
+
+    Every allocation counts, the workspace of kernels included. On a CPU the profiler's record of
+    allocations is added up, on a GPU the allocator is asked.
+
+    Args:
+        work: called once, without arguments.
+        device: whose allocator.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        raise ValueError(f"device {device} has no allocator record here; use 'cpu' or 'cuda'")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+        work()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
 
 PROMPT_TOKENS = 24
 MARGIN = 0.9

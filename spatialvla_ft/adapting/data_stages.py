@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from spatialvla_ft.cli.adapting import fingerprints, ledger
-from spatialvla_ft.cli.adapting.checks import check_fit
-from spatialvla_ft.cli.adapting.job import Job
-from spatialvla_ft.cli.adapting.stages import Done, NeedsPersonError, Outcome, Stage
+from spatialvla_ft.adapting import ledger
+from spatialvla_ft.adapting.checks import check_fit
+from spatialvla_ft.adapting.job import Job, of_card, of_file
+from spatialvla_ft.adapting.ledger import Done, NeedsPersonError, Outcome, Stage
 
 if TYPE_CHECKING:
     from spatialvla_ft.actions.grid import ActionGrid
@@ -44,7 +44,7 @@ def _inspect_inputs(job: Job, done: Done) -> dict[str, Any]:
     card = job.card
     return {
         "the data": job.content,
-        "the card": None if card is None else fingerprints.of_card(card),
+        "the card": None if card is None else of_card(card),
         "split": job.recipe.data.datasets[0].split,
         "accept errors": job.accept_errors,
     }
@@ -119,7 +119,7 @@ def _statistics_inputs(job: Job, done: Done) -> dict[str, Any]:
         ranges["data.action_range"] = recipe.data.action_range
     return {
         "the data": job.content,
-        "the card": fingerprints.of_card(job.card),
+        "the card": of_card(job.card),
         **{f"data.datasets.0.{name}": value for name, value in part.items()},
         "data.holdout": recipe.data.holdout,
         "seed": recipe.seed,
@@ -172,7 +172,7 @@ def _grid_inputs(job: Job, done: Done) -> dict[str, Any]:
         "grid.min_sigma": asked.min_sigma,
         "grid.zero_bin": asked.zero_bin,
         **({} if asked.bins is None else {"grid.bins": asked.bins}),
-        "grid.file": None if file is None or not file.is_file() else fingerprints.of_file(file),
+        "grid.file": None if file is None or not file.is_file() else of_file(file),
     }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spatialvla_ft.evaluation.outcome import Share
+from spatialvla_ft.quickstart.numbers import count, interval, percent
 from spatialvla_ft.viz.html import escape
-from spatialvla_ft.viz.numbers import count, interval, percent
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from spatialvla_ft.evaluation.outcome import ClosedLoop, Share
+from spatialvla_ft.quickstart.bars import Bar, bars
+from spatialvla_ft.quickstart.numbers import NBSP, count, interval, percent
+from spatialvla_ft.quickstart.run_files import (
+    BASELINES,
+    OPTIONAL,
+    POLICIES,
+    RunFiles,
+    Verdict,
+    judge,
+)
+from spatialvla_ft.quickstart.scenes import Scenes, failing, swapped
 from spatialvla_ft.sim.tasks import TOUCH_DISTANCE, get_task
-from spatialvla_ft.viz.bars import Bar, bars
-from spatialvla_ft.viz.gate import Verdict, judge
 from spatialvla_ft.viz.html import absent, escape, paragraph, section, table
-from spatialvla_ft.viz.numbers import NBSP, count, interval, percent
-from spatialvla_ft.viz.run_files import BASELINES, OPTIONAL, POLICIES, RunFiles
-from spatialvla_ft.viz.scenes import Scenes, failing, swapped
 
 
 def lead(run: RunFiles) -> str:

@@ -1,4 +1,7 @@
-"""Planned memory of a run beside what this machine has, and what would make it fit."""
+"""Planned memory of a run beside what this machine has, and what would make it fit.
+
+Planned memory beside what this machine has for it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,58 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spatialvla_ft.training.recipe import Recipe
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spatialvla_ft.training.run import Run
+
+LARGE = 100_000_000
+"""Parameters from which a plan is worth its seconds even on a CPU."""
+
+
+def planned_memory(run: Run, *, always: bool) -> dict[str, Any] | None:
+    """{"planned", "available": bytes, "device": name} of this process, or None.
+
+    Small models on a CPU are not worth the seconds that a plan takes; four-bit layers cannot be
+    planned.
+
+    Args:
+        run: from `build`.
+        always: plan small models on a CPU too.
+    """
+    import torch
+
+    from spatialvla_ft.memory.plan import MARGIN, plan_memory
+    from spatialvla_ft.training.global_batch import process_count
+
+    on_gpu = torch.cuda.is_available()
+    large = sum(p.numel() for p in run.model.parameters()) > LARGE
+    if not (always or on_gpu or large) or run.recipe.model.quantisation is not None:
+        return None
+    plan = plan_memory(run.recipe, run.spatialvla.config).on_gpus(process_count(), "none")
+    device, memory = "this machine", free_host()
+    if on_gpu:
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        device, memory = properties.name, properties.total_memory
+    if memory is None:
+        return None
+    return {
+        "planned": plan.peak,
+        "available": int(MARGIN * memory),
+        "device": device,
+        "parts": plan.at_peak,
+    }
+
+
+def free_host() -> int | None:
+    """Bytes of the host's memory that a process can still get; None where the system is silent."""
+    known = Path("/proc/meminfo")
+    if not known.is_file():
+        return None
+    line = next(x for x in known.read_text().splitlines() if x.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
 
 GIB = 2**30
 
@@ -20,9 +75,9 @@ def plan_beside_machine(recipe: Recipe, base: Path) -> dict[str, Any]:
         recipe: what is trained.
         base: folder of its base.
     """
-    from spatialvla_ft.bench.memory_advice import first_that_fits
-    from spatialvla_ft.bench.memory_plan import PROMPT_TOKENS, plan_memory
-    from spatialvla_ft.bench.workloads import config_of
+    from spatialvla_ft.memory.advice import first_that_fits
+    from spatialvla_ft.memory.plan import PROMPT_TOKENS, plan_memory
+    from spatialvla_ft.memory.workloads import config_of
     from spatialvla_ft.training.global_batch import with_accumulation
 
     recipe = with_accumulation(recipe, 1)
@@ -65,8 +120,6 @@ def in_words(found: dict[str, Any]) -> tuple[str, list[str]]:
 def _machine() -> tuple[str, int | None]:
     """Name and bytes of the device that trains."""
     import torch
-
-    from spatialvla_ft.cli.planned_memory import free_host
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())

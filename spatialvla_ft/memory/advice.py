@@ -7,7 +7,7 @@ from typing import Any
 
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..training.recipe import Recipe
-from .memory_plan import MemoryPlan, Sharding, plan_memory
+from .plan import MemoryPlan, Sharding, plan_memory
 
 
 def cheaper_recipes(recipe: Recipe) -> Iterator[tuple[list[str], Recipe]]:

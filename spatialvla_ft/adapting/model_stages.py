@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spatialvla_ft.adapting import ledger
+from spatialvla_ft.adapting.checks import check_fit
+from spatialvla_ft.adapting.evaluating import evaluate, held_out
+from spatialvla_ft.adapting.job import Job, of_card
+from spatialvla_ft.adapting.ledger import Done, Outcome, Stage
+from spatialvla_ft.adapting.precision import choose_precision
 from spatialvla_ft.checked_yaml import annotated
-from spatialvla_ft.cli.adapting import fingerprints, ledger
-from spatialvla_ft.cli.adapting.checks import check_fit
-from spatialvla_ft.cli.adapting.evaluating import evaluate, held_out
-from spatialvla_ft.cli.adapting.job import Job
-from spatialvla_ft.cli.adapting.memory import in_words, plan_beside_machine
-from spatialvla_ft.cli.adapting.precision import choose_precision
-from spatialvla_ft.cli.adapting.stages import Done, Outcome, Stage
+from spatialvla_ft.memory.machine import in_words, plan_beside_machine
 
 if TYPE_CHECKING:
     from spatialvla_ft.training.preflight.report import Preflight
@@ -40,7 +40,7 @@ def _plan_inputs(job: Job, done: Done) -> dict[str, Any]:
     assert job.card is not None
     return {
         "the data": job.content,
-        "the card": fingerprints.of_card(job.card),
+        "the card": of_card(job.card),
         "the base": job.base_fingerprint,
         "the statistics": done["statistics"].digest,
         "the grid": done["grid"].digest,

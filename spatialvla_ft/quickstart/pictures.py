@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from spatialvla_ft.data import open_dataset
+from spatialvla_ft.quickstart.run_files import GRIDS, RunFiles, patch_layout
+from spatialvla_ft.quickstart.scenes import Scenes, first_view
 from spatialvla_ft.viz.embed import figure_uri, png_uri
 from spatialvla_ft.viz.html import absent, escape, paragraph, picture, section
 from spatialvla_ft.viz.point_cloud import plot_point_clouds, two_views
-from spatialvla_ft.viz.run_files import GRIDS, RunFiles, patch_layout
-from spatialvla_ft.viz.scenes import Scenes, first_view
 
 DATASETS = ("data/robot_a_touch/1.0.0", "data/robot_b_touch/1.0.0")
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spatialvla_ft.cli.adapting.job import Job
-from spatialvla_ft.cli.adapting.stages import Outcome
+from spatialvla_ft.adapting.job import Job
+from spatialvla_ft.adapting.ledger import Outcome
 
 if TYPE_CHECKING:
     from spatialvla_ft.data.samples import SampleDataset

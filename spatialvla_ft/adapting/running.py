@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from spatialvla_ft.cli.adapting import data_stages, ledger, model_stages
-from spatialvla_ft.cli.adapting.job import Job
-from spatialvla_ft.cli.adapting.stages import Stage
+from spatialvla_ft.adapting import data_stages, ledger, model_stages
+from spatialvla_ft.adapting.job import Job
+from spatialvla_ft.adapting.ledger import Stage
 
 STAGES: tuple[Stage, ...] = (*data_stages.STAGES, *model_stages.STAGES)
 PACKAGE = logging.getLogger("spatialvla_ft")
