@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialvla_ft.quickstart.films import Film
+from spatialvla_ft.viz.embed import Film
 
 ROOT = Path(__file__).parents[1]
 

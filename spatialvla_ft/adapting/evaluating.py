@@ -83,7 +83,6 @@ def _predict(
 ) -> OpenLoop:
     import torch
 
-    from spatialvla_ft.cli.console import watching
     from spatialvla_ft.evaluation.open_loop import predicted_frames, run_open_loop
     from spatialvla_ft.models.lora import is_adapter
     from spatialvla_ft.policy.load import load_policy_model
@@ -108,7 +107,7 @@ def _predict(
         depth.estimator.to(model.device)
         depth.fill(shown, predicted_frames(held, FRAMES), batch_size=recipe.data.depth.batch_size)
         read = lambda frame: depth(shown[frame])  # noqa: E731
-    with watching(quiet=job.quiet) as begin:
+    with job.view.watching() as begin:
         what = ADAPTED if statistics_of is None else "base"
         return run_open_loop(
             model,

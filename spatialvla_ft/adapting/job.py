@@ -5,29 +5,27 @@ Short hashes of what a job is given: a checkpoint, a file, a card.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import BaseModel
+
+from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.near import near_path
 
 if TYPE_CHECKING:
-    from spatialvla_ft.data.cards.card import Card
     from spatialvla_ft.data.mixtures import Opened
     from spatialvla_ft.data.store import Source
     from spatialvla_ft.training.preflight.report import Preflight
     from spatialvla_ft.training.recipe import Recipe
     from spatialvla_ft.training.run import Run
-
-import hashlib
-
-from pydantic import BaseModel
-
-from spatialvla_ft.data.cards.card import Card
 
 WHOLE = 4 * 2**20
 """Files up to so many bytes are read whole, ..."""
@@ -84,6 +82,43 @@ OURS = {
 """What a recipe calls them, and how `adapt` is told."""
 
 
+Tell = Callable[..., None]
+
+
+class View(Protocol):
+    """Who is told how far the long stages are."""
+
+    def preflight(self, report: Preflight) -> None:
+        """The report before the first step."""
+
+    def training(self, run: Run) -> AbstractContextManager[tuple[Tell, Tell]]:
+        """What is called with (completed steps, metrics), and with (frames, of so many)."""
+
+    def watching(self) -> AbstractContextManager[Callable[[str, int], Tell]]:
+        """What begins (a work, of so much) and gives what is called with how much is done."""
+
+
+class Unseen:
+    """Nobody is told."""
+
+    def preflight(self, report: Preflight) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def training(self, run: Run) -> Iterator[tuple[Tell, Tell]]:
+        """Nothing at any step."""
+        yield _say_nothing, _say_nothing
+
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[str, int], Tell]]:
+        """Nothing of any work."""
+        yield lambda what, total: _say_nothing
+
+
+def _say_nothing(*facts: object) -> None:
+    pass
+
+
 @dataclass
 class Job:
     """One robot's adaptation.
@@ -98,7 +133,7 @@ class Job:
         accept_draft: go on with a drafted card.
         accept_errors: go on though the inspection found errors.
         export: whether the export stage writes a checkpoint.
-        quiet: no progress.
+        view: who is told how far it is.
     """
 
     dataset: str
@@ -110,7 +145,7 @@ class Job:
     accept_draft: bool = False
     accept_errors: bool = False
     export: bool = False
-    quiet: bool = False
+    view: View = field(default_factory=Unseen)
     _run: Run | None = None
     _preflight: Preflight | None = None
 
@@ -300,17 +335,13 @@ class Job:
         return self._run
 
     def preflight(self) -> Preflight:
-        """The report before the first step, made once and shown unless quiet."""
-        from rich.console import Console
-
-        from spatialvla_ft.cli.preflight_view import show_preflight
+        """The report before the first step, made once and shown."""
         from spatialvla_ft.training.preflight.report import preflight
 
         if self._preflight is None:
             self._preflight = preflight(self.run())
-            if not self.quiet:
-                quiet = replace(self._preflight, warnings=[])  # they are told by the stage
-                show_preflight(quiet, Console(stderr=True, highlight=False), problems=False)
+            # Its warnings are told by the stage.
+            self.view.preflight(replace(self._preflight, warnings=[]))
         return self._preflight
 
     def forget_run(self) -> None:

@@ -128,7 +128,6 @@ def _train_inputs(job: Job, done: Done) -> dict[str, Any]:
 
 
 def _train(job: Job, done: Done) -> Outcome:
-    from spatialvla_ft.cli.console import training_progress
     from spatialvla_ft.training import output
     from spatialvla_ft.training.loop import train
 
@@ -137,8 +136,8 @@ def _train(job: Job, done: Done) -> Outcome:
     found = result is not None
     if result is None:
         run, report = job.run(), job.preflight()
-        with training_progress(run, quiet=job.quiet) as on_log:
-            result = train(run, on_log=on_log, on_depth=on_log.depth, report=report)
+        with job.view.training(run) as (on_log, on_depth):
+            result = train(run, on_log=on_log, on_depth=on_depth, report=report)
     last = output.last_metrics(Path(recipe.output))
     standing, warnings = int(last.get("validation/warnings", 0)), []
     if standing and found:  # else training itself has told them

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
     from spatialvla_ft.adapting.job import Job
     from spatialvla_ft.adapting.running import Step
+    from spatialvla_ft.training.preflight.report import Preflight
+    from spatialvla_ft.training.run import Run
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "adapt_lora.yaml"
 
@@ -88,7 +92,7 @@ def adapt(
             accept_draft=accept_draft,
             accept_errors=accept_errors,
             export=export,
-            quiet=as_json,
+            view=view,
         )
         steps = _run(job, run_stages, stop_after, view)
         report = _report(job, steps, time.perf_counter() - began)
@@ -131,6 +135,27 @@ class _View:
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self.console, self.quiet = console, quiet
+
+    def preflight(self, report: Preflight) -> None:
+        """The report before the first step."""
+        from spatialvla_ft.cli.preflight_view import show_preflight
+
+        if not self.quiet:
+            show_preflight(report, self.console, problems=False)
+
+    @contextmanager
+    def training(self, run: Run) -> Iterator[Any]:
+        """A bar of the steps, and one of the depth before them."""
+        from spatialvla_ft.cli.console import training_progress
+
+        with training_progress(run, quiet=self.quiet) as on_log:
+            yield on_log, on_log.depth
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """A bar of some other work."""
+        from spatialvla_ft.cli.console import watching
+
+        return watching(quiet=self.quiet)
 
     def start(self, stage: Any, why: str) -> None:
         """A stage has work to do."""

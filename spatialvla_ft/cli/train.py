@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,6 @@ import typer
 if TYPE_CHECKING:
     from spatialvla_ft.training.preflight.report import Preflight
     from spatialvla_ft.training.run import Run
-
-from collections.abc import Sequence
 
 MANY = 12
 """Warnings that are repeated."""

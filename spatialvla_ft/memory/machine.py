@@ -1,7 +1,4 @@
-"""Planned memory of a run beside what this machine has, and what would make it fit.
-
-Planned memory beside what this machine has for it.
-"""
+"""Planned memory of a run beside what this machine has, and what would make it fit."""
 
 from __future__ import annotations
 
@@ -10,10 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spatialvla_ft.training.recipe import Recipe
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from spatialvla_ft.training.run import Run
 
 LARGE = 100_000_000

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spatialvla_ft.quickstart.numbers import percent, seconds
 from spatialvla_ft.quickstart.plots import plot_losses, series
 from spatialvla_ft.quickstart.run_files import POLICIES, TRAININGS, WALL, RunFiles
 from spatialvla_ft.viz.embed import figure_uri
-from spatialvla_ft.viz.html import absent, escape, paragraph, picture, row, section, table
+from spatialvla_ft.viz.html import (
+    absent,
+    escape,
+    paragraph,
+    percent,
+    picture,
+    row,
+    seconds,
+    section,
+    table,
+)
 
 FLAT = 0.03
 """A held-out loss that falls by a smaller share between two validations stays flat."""

@@ -10,25 +10,13 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from spatialvla_ft.quickstart.replay import Replay
+from spatialvla_ft.viz.embed import Film
 
 HOLD_MILLISECONDS = 2500
 """How long the last frame stays."""
 GAP = 8
 DARK, LIGHT = (20, 24, 30), (255, 255, 255)
 SOLVED, UNSOLVED = (0, 114, 178), (213, 94, 0)
-
-
-@dataclass(frozen=True)
-class Film:
-    """Frames of equal size, and how long each stays.
-
-    Attributes:
-        frames: at least one.
-        milliseconds: one per frame.
-    """
-
-    frames: UInt8[np.ndarray, "T H W 3"]
-    milliseconds: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from spatialvla_ft.evaluation.outcome import ClosedLoop, Share
-from spatialvla_ft.quickstart.bars import Bar, bars
-from spatialvla_ft.quickstart.numbers import NBSP, count, interval, percent
 from spatialvla_ft.quickstart.run_files import (
     BASELINES,
     OPTIONAL,
@@ -17,7 +15,19 @@ from spatialvla_ft.quickstart.run_files import (
 )
 from spatialvla_ft.quickstart.scenes import Scenes, failing, swapped
 from spatialvla_ft.sim.tasks import TOUCH_DISTANCE, get_task
-from spatialvla_ft.viz.html import absent, escape, paragraph, section, table
+from spatialvla_ft.viz.html import (
+    NBSP,
+    Bar,
+    absent,
+    bars,
+    count,
+    escape,
+    interval,
+    paragraph,
+    percent,
+    section,
+    table,
+)
 
 
 def lead(run: RunFiles) -> str:

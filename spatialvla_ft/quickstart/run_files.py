@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialvla_ft.evaluation.outcome import ClosedLoop
-from spatialvla_ft.quickstart.numbers import count, percent, rated
+from spatialvla_ft.viz.html import count, percent, rated
 
 POLICIES = {
     "adapted": "Adapted (LoRA)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,21 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from spatialvla_ft.pictures import rgb_bytes
-from spatialvla_ft.quickstart.films import Film
 
 DPI = 120
+
+
+@dataclass(frozen=True)
+class Film:
+    """Frames of equal size, and how long each stays.
+
+    Attributes:
+        frames: at least one.
+        milliseconds: one per frame.
+    """
+
+    frames: UInt8[np.ndarray, "T H W 3"]
+    milliseconds: tuple[int, ...]
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -18,9 +18,8 @@ from spatialvla_ft.data.samples import SampleDataset
 from spatialvla_ft.evaluation.motion_match import AxisMatch
 from spatialvla_ft.evaluation.robot_check import POSITIONS, Predicted, RobotCheck
 from spatialvla_ft.geometry.depth_maps import usable
-from spatialvla_ft.quickstart.numbers import percent
 from spatialvla_ft.viz.embed import figure_uri
-from spatialvla_ft.viz.html import escape, page, paragraph, picture, section, table
+from spatialvla_ft.viz.html import escape, page, paragraph, percent, picture, section, table
 from spatialvla_ft.viz.palette import BLUE, INK, VERMILION, plain
 
 SHOWN = 8

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,6 +112,12 @@ def test_the_quickstart_knows_what_it_makes(tmp_path):
     assert written | {"logs", "environment.json", "timings.json"} == OWN
 
 
+def told_of(runs):
+    """A run folder of which only the environment is read."""
+    environment = json.loads((runs / "environment.json").read_text())
+    return SimpleNamespace(environment=environment, outcomes={}, missing=())
+
+
 @pytest.mark.parametrize(
     ("flags", "passed", "code"),
     [((), False, 0), (("--gate",), False, 1), (("--gate",), True, 0)],
@@ -127,6 +134,7 @@ def test_the_exit_code_says_whether_the_job_was_done(tmp_path, monkeypatch, flag
     monkeypatch.setattr(StageRunner, "run", lambda self, stages: None)
     monkeypatch.setattr(report, "write_page", lambda run, out: out / "index.html")
     monkeypatch.setattr(run_files, "judge", lambda outcomes: verdict)
+    monkeypatch.setattr(job, "read_run", told_of)
     monkeypatch.setattr(job, "summary", lambda runs, seed: "")
     arguments = ["quickstart", "--runs", str(tmp_path / "runs"), *flags]
     result = CliRunner().invoke(app, arguments)
@@ -153,6 +161,7 @@ def test_the_wall_time_is_told_where_one_go_ran_all_stages(tmp_path, monkeypatch
     verdict = Verdict((Condition("it works", "9 of 9", True),))
     monkeypatch.setattr(report, "write_page", write_page)
     monkeypatch.setattr(run_files, "judge", lambda outcomes: verdict)
+    monkeypatch.setattr(job, "read_run", told_of)
     monkeypatch.setattr(job, "summary", lambda runs, seed: "")
     runs = tmp_path / "runs"
     done = CliRunner().invoke(app, ["quickstart", "--runs", str(runs), *flags])

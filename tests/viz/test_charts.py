@@ -10,10 +10,10 @@ from page_text import text_of
 from run_folder import write_run
 
 from spatialvla_ft.evaluation.outcome import Share, wilson_interval
-from spatialvla_ft.quickstart.bars import Bar, bars
 from spatialvla_ft.quickstart.details import against_mean, held_out
 from spatialvla_ft.quickstart.plots import plot_losses, series, smooth
 from spatialvla_ft.quickstart.run_files import read_run
+from spatialvla_ft.viz.html import Bar, bars
 
 
 @pytest.fixture(scope="module")

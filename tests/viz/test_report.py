@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.processes import WorkerError
 from spatialvla_ft.quickstart import scenes
-from spatialvla_ft.quickstart.numbers import percent, seconds
 from spatialvla_ft.quickstart.report import write_report
 from spatialvla_ft.quickstart.results import lead, success, words
 from spatialvla_ft.quickstart.run_files import read_run
+from spatialvla_ft.viz.html import percent, seconds
 
 
 @pytest.fixture(scope="module")

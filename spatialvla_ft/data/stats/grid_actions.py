@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spatialvla_ft.near import near_path
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from spatialvla_ft.actions.normalise import ActionStatistics
     from spatialvla_ft.actions.spaces import ActionSpace
     from spatialvla_ft.data.stats.fits import MixtureActions
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from spatialvla_ft.actions import ActionGrid
 
 
 @dataclass(frozen=True)
