@@ -13,8 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from spatialvla_ft.quickstart.films import Film, Panel, side_by_side
-from spatialvla_ft.quickstart.replay import Replay, replay_episodes
+from spatialvla_ft.quickstart.replay import Film, Panel, Replay, replay_episodes, side_by_side
 from spatialvla_ft.quickstart.run_files import read_run
 from spatialvla_ft.quickstart.scenes import choose
 from spatialvla_ft.viz.embed import film_bytes

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from spatialvla_ft.evaluation.outcome import wilson_interval
-from spatialvla_ft.viz.palette import BLUE, GREY, INK, ORANGE, plain
+from spatialvla_ft.viz.embed import BLUE, GREY, INK, ORANGE, plain
 
 Line = dict[str, Any]
 COLOURS = {"adapted": BLUE, "not interpolated": ORANGE, "old grid": GREY}

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialvla_ft.adapting import ledger
-from spatialvla_ft.adapting.checks import check_fit
+from spatialvla_ft.adapting.checks import check_fit, choose_precision
 from spatialvla_ft.adapting.evaluating import evaluate, held_out
 from spatialvla_ft.adapting.job import Job, of_card
 from spatialvla_ft.adapting.ledger import Done, Outcome, Stage
-from spatialvla_ft.adapting.precision import choose_precision
 from spatialvla_ft.checked_yaml import annotated
 from spatialvla_ft.memory.machine import in_words, plan_beside_machine
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ..data.rlds.index import build_index
 from ..processes import Child, run
-from ..viz.palette import BLUE, GREEN, GREY, ORANGE, plain
+from ..viz.embed import BLUE, GREEN, GREY, ORANGE, plain
 from .figures import Figure, Report
 from .index_build import measure_index_build
 from .mixture_start import measure_start, simulate_mixture

@@ -135,7 +135,7 @@ def _annotate(
         raise ValueError("--name is for RLDS; a LeRobot dataset is called as its folder")
     called = store.name if isinstance(store, LeRobotStore) else store.index.name
     if plot is not None:
-        from spatialvla_ft.viz.inspection_points import camera_of_plot
+        from spatialvla_ft.viz.inspection import camera_of_plot
 
         camera_of_plot(card)
     target = place_of(store, out, name)
@@ -172,7 +172,7 @@ def _annotate(
         "plot": None,
     }
     if plot is not None:
-        from spatialvla_ft.viz.inspection_points import plot_points
+        from spatialvla_ft.viz.inspection import plot_points
 
         report["plot"] = str(plot_points(target, plot, points))
     return report

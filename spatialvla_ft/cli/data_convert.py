@@ -121,7 +121,7 @@ def _refuse(given: dict[str, Any], why: str) -> None:
 def _again(
     src: Path, dst: Path, gop: int, images: str, advance: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    from spatialvla_ft.converters.reencode import reencode
+    from spatialvla_ft.converters.video_writer import reencode
 
     return reencode(src, dst, gop=gop, images=images, progress=advance).to_dict()
 

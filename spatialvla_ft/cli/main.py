@@ -16,20 +16,16 @@ from spatialvla_ft.cli import (
     data_inspect,
     data_record,
     data_stats,
-    eval_open_loop,
-    eval_report,
-    eval_sim,
     export,
     grids_compare,
-    grids_fit,
-    grids_plot,
-    grids_resize,
     init_base,
     plan_memory,
     push,
     quickstart,
     train,
 )
+from spatialvla_ft.cli.evaluate import open_loop, report, sim
+from spatialvla_ft.cli.grids import fit, plot, resize
 from spatialvla_ft.cli.push import push_data
 
 app = typer.Typer(
@@ -61,14 +57,14 @@ data.command("push")(push_data)
 data.command("stats")(data_stats.stats)
 data.command("depth")(data_depth.depth)
 app.add_typer(grids, name="grids")
-grids.command("fit")(grids_fit.fit)
-grids.command("plot")(grids_plot.plot)
+grids.command("fit")(fit)
+grids.command("plot")(plot)
 grids.command("compare")(grids_compare.compare)
-grids.command("resize")(grids_resize.resize)
+grids.command("resize")(resize)
 app.add_typer(evaluate, name="eval")
-evaluate.command("open-loop")(eval_open_loop.open_loop)
-evaluate.command("sim")(eval_sim.sim)
-evaluate.command("report")(eval_report.report)
+evaluate.command("open-loop")(open_loop)
+evaluate.command("sim")(sim)
+evaluate.command("report")(report)
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..data.sample import Observation
 from ..policy.policies import Policy, View
-from ..sim.card import SLOTS, proprio_of
 from ..sim.pool import Batch, EpisodeResult, SimPool
+from ..sim.rlds import SLOTS, proprio_of
 from ..sim.tasks import TASKS, get_task
 from .outcome import ClosedLoop, Swap, followed, other_word
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from spatialvla_ft.depth.metres import reading_in_metres
 from spatialvla_ft.pictures import rgb_bytes
 from spatialvla_ft.quickstart.run_files import TRAININGS
-from spatialvla_ft.viz.palette import BLUE, GREEN, GREY, ORANGE, plain
+from spatialvla_ft.viz.embed import BLUE, GREEN, GREY, ORANGE, plain
 
 _COLOURS = {"base": GREEN, "adapt": BLUE, "scratch": ORANGE, "no_ego3d": GREY}
 _PANELS = {

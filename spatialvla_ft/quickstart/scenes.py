@@ -8,9 +8,8 @@ import numpy as np
 
 from spatialvla_ft.evaluation.outcome import ClosedLoop
 from spatialvla_ft.processes import WorkerError
-from spatialvla_ft.quickstart.films import Panel, side_by_side
 from spatialvla_ft.quickstart.plots import plot_view
-from spatialvla_ft.quickstart.replay import Episode, Replay, replay_episodes
+from spatialvla_ft.quickstart.replay import Episode, Panel, Replay, replay_episodes, side_by_side
 from spatialvla_ft.quickstart.run_files import RunFiles, patch_layout
 from spatialvla_ft.viz.embed import figure_uri, film_uri, jpeg_uri
 from spatialvla_ft.viz.html import absent, escape, moving, paragraph, picture, row

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialvla_ft.processes import Channel, Worker
-from spatialvla_ft.sim.card import dataset_card, write_card
-from spatialvla_ft.sim.episode import Episode
 from spatialvla_ft.sim.layout import check_options
-from spatialvla_ft.sim.rlds import VERSION, write_rlds
+from spatialvla_ft.sim.pool import Episode
+from spatialvla_ft.sim.rlds import VERSION, dataset_card, write_card, write_rlds
 from spatialvla_ft.sim.robots import get_robot
 from spatialvla_ft.sim.tasks import get_task
 

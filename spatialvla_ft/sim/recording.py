@@ -11,8 +11,8 @@ from jaxtyping import Float32, Float64
 from PIL import Image
 
 from spatialvla_ft.sim.env import TabletopEnv
-from spatialvla_ft.sim.episode import DEPTH_SCALE, POINTS, Episode
 from spatialvla_ft.sim.expert import expert
+from spatialvla_ft.sim.pool import DEPTH_SCALE, POINTS, Episode
 from spatialvla_ft.sim.state import Observation
 
 JPEG_QUALITY = 95

@@ -1,4 +1,7 @@
-"""Pictures as data URIs, so that a page needs no other file."""
+"""Pictures as data URIs, so that a page needs no other file.
+
+Colours that stay apart for colour-blind readers (Okabe and Ito), and common axis dress.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -80,3 +84,15 @@ def film_bytes(film: Film, kind: str, **options: Any) -> bytes:
         **options,
     )
     return buffer.getvalue()
+
+
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+GREY, INK = "#8A8F98", "#1D2430"
+
+
+def plain(axes: Axes) -> None:
+    """A light grid and no box."""
+    axes.grid(True, color="#E3E6EA", lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

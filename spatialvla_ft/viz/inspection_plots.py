@@ -11,7 +11,7 @@ from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.actions.spaces import RawActions
 from spatialvla_ft.data.stats.statistics import compute_statistics, normalised_dimensions
 from spatialvla_ft.inspection import Inspection
-from spatialvla_ft.viz.palette import BLUE, GREY, INK, ORANGE, VERMILION, plain
+from spatialvla_ft.viz.embed import BLUE, GREY, INK, ORANGE, VERMILION, plain
 
 BARS = 60
 SHOWN = 4

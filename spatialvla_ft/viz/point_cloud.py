@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 from spatialvla_ft.depth.metres import reading_in_metres
 from spatialvla_ft.geometry.depth_maps import usable
 from spatialvla_ft.pictures import rgb_bytes
-from spatialvla_ft.viz.palette import INK, VERMILION
+from spatialvla_ft.viz.embed import INK, VERMILION
 
 if TYPE_CHECKING:
     from spatialvla_ft.data.samples import SampleDataset

@@ -18,9 +18,8 @@ from spatialvla_ft.data.samples import SampleDataset
 from spatialvla_ft.evaluation.motion_match import AxisMatch
 from spatialvla_ft.evaluation.robot_check import POSITIONS, Predicted, RobotCheck
 from spatialvla_ft.geometry.depth_maps import usable
-from spatialvla_ft.viz.embed import figure_uri
+from spatialvla_ft.viz.embed import BLUE, INK, VERMILION, figure_uri, plain
 from spatialvla_ft.viz.html import escape, page, paragraph, percent, picture, section, table
-from spatialvla_ft.viz.palette import BLUE, INK, VERMILION, plain
 
 SHOWN = 8
 """Steps that are drawn."""

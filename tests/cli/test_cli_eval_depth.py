@@ -7,7 +7,7 @@ import torch
 from tiny_world import tiny_model, tiny_processor
 from typer.testing import CliRunner
 
-from spatialvla_ft.cli.eval_sim import _with_depth
+from spatialvla_ft.cli.evaluate import _with_depth
 from spatialvla_ft.cli.main import app
 from spatialvla_ft.policy.policies import ModelPolicy
 

@@ -75,7 +75,7 @@ def test_everything_else_is_what_it_was(acted, annotated):
 def test_the_plot_shows_episodes_with_points(annotated):
     from PIL import Image
 
-    from spatialvla_ft.viz.inspection_points import RINGS
+    from spatialvla_ft.viz.inspection import RINGS
 
     pixels = np.asarray(Image.open(annotated[2]))
     ring = (pixels == RINGS["target_point"]).all(axis=2)

@@ -213,7 +213,7 @@ def test_inspection_lists_points_and_takes_nan_for_none(pointed):
 
 
 def test_the_page_draws_a_ring_where_the_point_is(pointed, tmp_path):
-    from spatialvla_ft.viz.inspection_points import RADIUS, RINGS, ringed_rows
+    from spatialvla_ft.viz.inspection import RADIUS, RINGS, ringed_rows
 
     page = tmp_path / "page.html"
     done = CliRunner().invoke(app, ["data", "inspect", str(pointed), "--out", str(page)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spatialvla_ft.bench.depth_cost import compare
+from spatialvla_ft.bench.depth import compare
 from spatialvla_ft.depth import every_nth
 from spatialvla_ft.depth.every_nth import EveryNth
 

@@ -17,9 +17,9 @@ from spatialvla_ft.data.opening import open_dataset
 from spatialvla_ft.inspection import draft_for, inspect_dataset
 from spatialvla_ft.processes import Worker, WorkerError
 from spatialvla_ft.sim import recorder
-from spatialvla_ft.sim.card import proprio_of
 from spatialvla_ft.sim.recorder import Plan
 from spatialvla_ft.sim.recording import encode_depth
+from spatialvla_ft.sim.rlds import proprio_of
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,16 @@ import pytest
 from page_text import decoded
 from run_folder import SETTINGS, result, write_json, write_run
 
-from spatialvla_ft.quickstart.films import HOLD_MILLISECONDS, SOLVED, UNSOLVED, Panel, side_by_side
-from spatialvla_ft.quickstart.replay import Episode, Replay, replay_episodes
+from spatialvla_ft.quickstart.replay import (
+    HOLD_MILLISECONDS,
+    SOLVED,
+    UNSOLVED,
+    Episode,
+    Panel,
+    Replay,
+    replay_episodes,
+    side_by_side,
+)
 from spatialvla_ft.quickstart.run_files import read_run
 from spatialvla_ft.quickstart.scenes import choose
 from spatialvla_ft.viz.embed import Film, film_uri

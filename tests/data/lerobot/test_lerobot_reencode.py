@@ -10,7 +10,7 @@ from lerobot_write import HEIGHT, LENGTHS, WIDTH, number_of, picture_number, wri
 from typer.testing import CliRunner
 
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.converters.reencode import reencode
+from spatialvla_ft.converters.video_writer import reencode
 from spatialvla_ft.data import DatasetError, open_dataset
 from spatialvla_ft.data.lerobot import pace
 from spatialvla_ft.data.lerobot.store import LeRobotStore

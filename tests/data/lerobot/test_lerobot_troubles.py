@@ -24,7 +24,7 @@ from lerobot_write import (
 from PIL import Image
 
 from spatialvla_ft.converters.lerobot_to_rlds import _example, _losses, mapping_of
-from spatialvla_ft.converters.reencode import reencode
+from spatialvla_ft.converters.video_writer import reencode
 from spatialvla_ft.data import DatasetError, open_dataset
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.lerobot.clips import Clips, Places
