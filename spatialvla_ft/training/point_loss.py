@@ -157,7 +157,7 @@ def check_points(datasets: Sequence[Any], wanted: Sequence[str]) -> None:
                 "find the points in hindsight with `spatialvla-ft data annotate`, or leave "
                 "train.point_loss out"
             )
-        if not dataset.card.extrinsics:
+        if wanted and not dataset.card.extrinsics:
             raise RecipeError(
                 f"train.point_loss: {dataset.name} has no extrinsics, so its points cannot be seen "
                 "in the picture; put the camera's pose into its card, extrinsics: {primary: COLUMN}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,13 @@ from spatialvla_ft.models.observation import ObservationLayout
 from spatialvla_ft.models.processing_spatialvla import SpatialVLAProcessor
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
-from spatialvla_ft.training.point_loss import PatchGrid, PointWatch, without_points
+from spatialvla_ft.training.point_loss import (
+    PatchGrid,
+    PointWatch,
+    check_points,
+    point_fields,
+    without_points,
+)
 from spatialvla_ft.training.recipe import PointLoss, RecipeError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -205,6 +212,14 @@ def test_a_layer_or_head_that_is_not_there(golden, settings, words):
 def test_data_without_points_says_how_to_get_them(recipe_of):
     with pytest.raises(RecipeError, match=r"no target_point.*card.*data annotate"):
         build(recipe_of("full", overrides=["train.point_loss={}"]))
+
+
+def test_only_a_point_loss_asks_for_the_pose_of_the_camera():
+    card = SimpleNamespace(points={"target_point": "observation.point"}, extrinsics={})
+    blind = SimpleNamespace(name="d", card=card)
+    check_points([blind], point_fields(None))
+    with pytest.raises(RecipeError, match=r"point_loss: d has no extrinsics"):
+        check_points([blind], point_fields(PointLoss()))
 
 
 @pytest.fixture(scope="module")
