@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from .near import near_names, near_path
+from .shipped import find_recipe, no_recipe
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ def read_text(path: Path, below: tuple[Path, ...] = ()) -> RecipeText:
     """A recipe, with what it extends: sections are merged key by key, all else is replaced.
 
     Args:
-        path: YAML file; `extends` names one file or several, as seen from its folder, and what
-            comes later wins.
+        path: YAML file; `extends` names one file or several, as seen from its folder, or shipped
+            recipes by name, and what comes later wins.
         below: files that led here.
 
     Raises:
@@ -182,15 +183,14 @@ def read_text(path: Path, below: tuple[Path, ...] = ()) -> RecipeText:
     except yaml.YAMLError as cause:
         raise RecipeError(f"{path} is not valid YAML: {cause}") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"{path} must hold a mapping at its top, see recipes/")
+        raise RecipeError(f"{path} must hold a mapping at its top, see `spatialvla-ft recipes`")
     named = content.pop("extends", [])
     whole = RecipeText({}, {})
     for name in named if isinstance(named, list) else [named]:
-        parent = path.parent / str(name)
-        if not parent.is_file():
+        parent = find_recipe(str(name), path.parent)
+        if parent is None:
             raise RecipeError(
-                f"{places[('extends',)]}: extends {name}, but {parent} does not exist; name a "
-                f"recipe as seen from {path.parent}{near_path(parent)}"
+                f"{places[('extends',)]}: extends {name}, but {no_recipe(str(name), path.parent)}"
             )
         found = read_text(parent, (*below, path.resolve()))
         _lay_over(whole.content, found.content)

@@ -38,6 +38,16 @@ def near_path(path: str | os.PathLike[str]) -> str:
         return ""
 
 
+def no_checkpoint(option: str, given: str | None) -> str:
+    """What to say of a checkpoint that is no folder and cannot be on the Hub; else empty."""
+    if given is None or given.count("/") == 1 or Path(given).is_dir():
+        return ""
+    return (
+        f"{option} {given} is no folder{near_path(given)}; name a checkpoint folder, or OWNER/NAME "
+        f"on the Hub: {option}=CHECKPOINT"
+    )
+
+
 def _is_one(folder: Path) -> bool:
     return folder.is_dir() and any((folder / mark).is_file() for mark in MARKS)
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.near import near_path
+from spatialvla_ft.shipped import find_recipe, no_recipe, shipped
 
 if TYPE_CHECKING:
     from spatialvla_ft.data.mixtures import Opened
@@ -127,7 +128,7 @@ class Job:
         dataset: RLDS version directory or LeRobot folder.
         base: checkpoint folder, or OWNER/NAME on the Hub.
         out: folder of everything that is written.
-        recipe_file: what training starts from; overrides go on top.
+        recipe_file: what training starts from, a file or a shipped name; overrides go on top.
         overrides: "key.sub=value".
         card_file: card of the dataset, if it brings none.
         accept_draft: go on with a drafted card.
@@ -160,6 +161,10 @@ class Job:
             key = assignment.partition("=")[0]
             if key in OURS:
                 raise ValueError(f"{assignment}: adapt sets {key}; give {OURS[key]} instead")
+        recipe_file = find_recipe(self.recipe_file)
+        if recipe_file is None:
+            raise ValueError(f"--recipe {no_recipe(self.recipe_file)}")
+        self.recipe_file = recipe_file
         if self.accept_draft and self.card_file is not None:
             raise ValueError(
                 f"--accept-draft is for a dataset without a card; --card {self.card_file} is one"
@@ -230,11 +235,6 @@ class Job:
         from spatialvla_ft.checked_yaml import read_text
         from spatialvla_ft.training.recipe import RecipeError, load_recipe
 
-        if not self.recipe_file.is_file():
-            raise RecipeError(
-                f"--recipe {self.recipe_file} does not exist; recipes/adapt_lora.yaml of the "
-                f"project is what adapt starts from by itself{near_path(self.recipe_file)}"
-            )
         data = read_text(self.recipe_file).content.get("data") or {}
         entries = data.get("datasets") if isinstance(data, dict) else None
         if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
@@ -295,7 +295,6 @@ class Job:
         from spatialvla_ft.data.lerobot.store import LeRobotSource
         from spatialvla_ft.data.mixtures import CARDS
         from spatialvla_ft.data.opening import find_card
-        from spatialvla_ft.shipped import shipped
 
         found = find_card(self.source)
         if found is not None or isinstance(self.source, LeRobotSource):

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from spatialvla_ft.training.preflight.report import Preflight
     from spatialvla_ft.training.run import Run
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "adapt_lora.yaml"
-
 
 def adapt(
     dataset: Annotated[
@@ -36,8 +34,9 @@ def adapt(
         Path | None, typer.Option(help="Where everything goes; runs/adapt_DATASET if not given.")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Recipe to start from; recipes/adapt_lora.yaml.")
-    ] = None,
+        Path,
+        typer.Option(help="To start from: a file, or a name that `spatialvla-ft recipes` lists."),
+    ] = Path("adapt_lora"),
     card: Annotated[
         Path | None, typer.Option(help="Dataset card; DATASET/card.yaml if not given.")
     ] = None,
@@ -86,7 +85,7 @@ def adapt(
             dataset=dataset,
             base=base,
             out=out or Path("runs") / f"adapt_{_name(Path(dataset))}",
-            recipe_file=recipe or RECIPE,
+            recipe_file=recipe,
             overrides=overrides or [],
             card_file=card,
             accept_draft=accept_draft,

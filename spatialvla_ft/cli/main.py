@@ -22,6 +22,7 @@ from spatialvla_ft.cli import (
     plan_memory,
     push,
     quickstart,
+    recipes,
     train,
 )
 from spatialvla_ft.cli.evaluate import open_loop, report, sim
@@ -41,6 +42,7 @@ evaluate = typer.Typer(no_args_is_help=True, help="Measure a policy, open loop a
 app.add_typer(data, name="data")
 app.command("quickstart")(quickstart.quickstart)
 app.command("init-base")(init_base.init_base)
+app.command("recipes")(recipes.recipes)
 app.command("train")(train.train)
 app.command("adapt")(adapt.adapt)
 app.command("plan-memory")(plan_memory.plan_memory)

@@ -18,7 +18,9 @@ UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9}
 
 
 def plan_memory(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/adapt_lora.yaml.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file, or a name that `spatialvla-ft recipes` lists.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key.sub=value, as many as needed.")
     ] = None,
@@ -49,7 +51,7 @@ def plan_memory(
 
     Nothing is loaded or allocated. Exit code 1 if --gpu-memory is given and is not enough.
 
-    Example: spatialvla-ft plan-memory recipes/adapt_lora.yaml --sizes released --gpu-memory 80GiB
+    Example: spatialvla-ft plan-memory adapt_lora --sizes released --gpu-memory 80GiB
     """
     from spatialvla_ft.cli.console import fail_with
 

@@ -75,7 +75,9 @@ def summary(
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tabletop_full.yaml.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file, or a name that `spatialvla-ft recipes` lists.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key.sub=value, as many as needed.")
     ] = None,
@@ -95,14 +97,18 @@ def train(
     Before the first step it says what will be learnt and refuses what makes no sense; --check ends
     there.
 
-    Example: spatialvla-ft train recipes/quickstart_base.yaml train.steps=200 output=runs/try
+    Example: spatialvla-ft train quickstart_base train.steps=200 output=runs/try
     """
     from spatialvla_ft.cli.console import fail_with, no_bars_of_weights, training_progress
 
     with fail_with():
-        from spatialvla_ft.training.recipe import load_recipe
+        from spatialvla_ft.near import no_checkpoint
+        from spatialvla_ft.training.recipe import RecipeError, load_recipe
 
         checked = load_recipe(recipe, overrides or [])
+        said = no_checkpoint("model.base", checked.model.base)
+        if said and not checked.output.exists():  # and so no earlier run to speak of
+            raise RecipeError(said)  # before libraries are loaded
         from spatialvla_ft.training.global_batch import is_first_process
         from spatialvla_ft.training.output import finished, last_metrics, refuse_other_run
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from spatialvla_ft.quickstart.run_files import WALL, RunFiles, read_run
 from spatialvla_ft.quickstart.stages import Stage, StageRunner
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 BINS = "16,32,8,8,8,8,2"
 EPISODES = 100
 BLOCKS = ("--distractors", "0,1,1,2,2")
@@ -47,11 +46,9 @@ def run_quickstart(
         on_change: called with a stage when it starts (None) and when it is done (its seconds).
 
     Raises:
-        OSError: `runs` holds something that no quickstart makes, or the recipes are missing.
+        OSError: `runs` holds something that no quickstart makes.
         StageError: a stage failed.
     """
-    if not RECIPES.is_dir():
-        raise OSError(f"{RECIPES} is missing; run the quickstart from a clone of the project")
     began = time.perf_counter()
     if not resume:
         _start_over(runs)
@@ -100,7 +97,7 @@ def _stages(runs: Path, seed: int) -> list[Stage]:
         Stage(
             "base",
             "train a small base on robot A",
-            _train("quickstart_base.yaml", runs / "base", robot_a, seed),
+            _train("quickstart_base", runs / "base", robot_a, seed),
             ("record_a",),
             first=True,
         ),
@@ -125,7 +122,7 @@ def _stages(runs: Path, seed: int) -> list[Stage]:
         Stage(
             "scratch",
             "baseline: train from scratch on robot B",
-            _train("quickstart_scratch.yaml", runs / "scratch", robot_b, seed),
+            _train("quickstart_scratch", runs / "scratch", robot_b, seed),
             ("record_b",),
         ),
         Stage(
@@ -162,7 +159,7 @@ def _stages(runs: Path, seed: int) -> list[Stage]:
             "adapt",
             "adapt the base to robot B: new grid, interpolated embeddings, LoRA",
             (
-                *_train("quickstart_adapt.yaml", runs / "adapt", robot_b, seed),
+                *_train("quickstart_adapt", runs / "adapt", robot_b, seed),
                 f"model.base={base}",
                 f"grid.file={runs / 'grids' / 'robot_b.json'}",
             ),
@@ -244,10 +241,7 @@ def _grid(dataset: Path, out: Path) -> tuple[str, ...]:
 
 def _train(recipe: str, output: Path, dataset: Path, seed: int) -> tuple[str, ...]:
     where = (f"output={output}", f"data.datasets.0.path={dataset}", f"seed={seed}")
-    file = RECIPES / recipe
-    if file.is_relative_to(Path.cwd()):
-        file = file.relative_to(Path.cwd())
-    return ("train", str(file), *where)
+    return ("train", recipe, *where)
 
 
 def _sim(

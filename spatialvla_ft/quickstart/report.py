@@ -18,8 +18,8 @@ _LIMITS = (
     "One task, “touch the … block”, with six colours for words. One attention head was told in "
     "training where the named block lies; without that, a model of this size does not find out in "
     "minutes which word belongs to which block. Another sentence than this one is not tried.",
-    "Grasping, placing and spatial relations are not attempted. recipes/tabletop_full.yaml is the "
-    "recipe for all tasks; its result is open.",
+    "Grasping, placing and spatial relations are not attempted. tabletop_full is the recipe for "
+    "all tasks; its result is open.",
     "Simulation only: exact depth, exact calibration, no latency, and a robot B whose blocks and "
     "task are robot A's. No grasping, no contact-rich work.",
     "The intervals hold the chance of the episodes drawn, not of training again. How much success "

@@ -32,7 +32,7 @@ from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.released import refuse_out_of_reach
 from ..models.small import small_model, small_processor
-from ..near import near_path
+from ..near import no_checkpoint
 from ..policy.depth import SampleDepth
 from ..policy.inputs import Collator, DepthInput
 from .action_ranges import run_proprio, run_statistics
@@ -193,11 +193,8 @@ def chunk_and_layout(recipe: Recipe) -> tuple[int, ObservationLayout]:
     """Actions per prediction and what is observed; proprioception is settled by the data."""
     base = recipe.model.base
     if base is not None and not Path(base).is_dir():
-        if base.count("/") != 1:
-            raise RecipeError(
-                f"model.base {base} is no folder; give a checkpoint folder, or OWNER/NAME on the "
-                f"Hub{near_path(base)}"
-            )
+        if said := no_checkpoint("model.base", base):
+            raise RecipeError(said)
         try:
             refuse_out_of_reach(base)
         except ValueError as error:

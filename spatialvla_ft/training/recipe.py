@@ -26,7 +26,7 @@ from ..checked_yaml import RecipeError, apply_overrides, explain, read_text
 from ..data.filters import Failed, NoOps, Validation
 from ..data.pictures import ImagePath
 from ..models.lora_targets import TARGETS
-from ..near import near_path
+from ..shipped import find_recipe, no_recipe
 from .tracker_names import check_trackers
 
 
@@ -422,21 +422,19 @@ class Recipe(Section):
         return self
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(given: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: YAML file.
+        given: YAML file, or the name of a shipped recipe, such as adapt_lora.
         overrides: "key.sub=value", values in YAML; list items by number ("data.datasets.0.path").
 
     Raises:
         RecipeError: every problem, with file and line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise RecipeError(
-            f"{path} does not exist; recipes/ holds recipes to start from{near_path(path)}"
-        )
+    path = find_recipe(given)
+    if path is None:
+        raise RecipeError(no_recipe(given))
     text = read_text(path)
     apply_overrides(text, path, overrides)
     try:

@@ -35,6 +35,7 @@ REFUSED = {
     "plan-memory": "gone.yaml",
     "push": "gone --repo ada/one",
     "quickstart": "--runs taken",
+    "recipes": "gone",
     "train": "gone.yaml",
 }
 """Work that each command refuses: mostly what it is to read is not there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,7 @@ def test_files_that_are_no_recipe(write, text, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(RecipeError, match=r"no\.yaml does not exist; recipes/ holds recipes"):
+    with pytest.raises(RecipeError, match=r"no\.yaml does not exist, and no recipe of that name"):
         load_recipe(tmp_path / "no.yaml")
 
 
@@ -164,7 +165,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_shipped_recipes_are_valid(file):
     load_recipe(file)
     header = file.read_text().split("\noutput:")[0]
-    assert f" train recipes/{file.name}" in header
+    assert re.search(rf" train {file.stem}\s", header)
 
 
 @pytest.mark.parametrize(
