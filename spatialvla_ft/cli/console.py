@@ -15,11 +15,13 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -152,9 +154,10 @@ class Watch:
         self._task = progress.add_task(what, total=total, note="")
         self._began = self._told = time.monotonic()
 
-    def __call__(self, done: int, note: str = "") -> None:
-        """So much is done; the note is shown behind."""
-        self.progress.update(self._task, completed=done, note=note)
+    def __call__(self, done: int, note: str = "", *, total: int | None = None) -> None:
+        """So much is done, of so much where that has become known; the note is shown behind."""
+        self.total = self.total if total is None else total
+        self.progress.update(self._task, completed=done, total=self.total, note=note)
         now = time.monotonic()
         if self.progress.disable or self.progress.console.is_terminal:
             return
@@ -166,12 +169,14 @@ class Watch:
 
 
 @contextmanager
-def watching(*, quiet: bool = False) -> Iterator[Callable[[str, int], Watch]]:
+def watching(
+    *, quiet: bool = False, in_bytes: bool = False
+) -> Iterator[Callable[[str, int], Watch]]:
     """Yields what begins a `Watch` of some work; nothing is shown when quiet."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        *((DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
@@ -179,6 +184,24 @@ def watching(*, quiet: bool = False) -> Iterator[Callable[[str, int], Watch]]:
     # Where nobody watches, a bar that is drawn once at the end says nothing.
     with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
         yield lambda what, total: Watch(progress, what, total)
+
+
+Tell = Callable[[str, int, int], None]
+"""Called with some work, how much of it is done, and of how much."""
+
+
+@contextmanager
+def telling(*, quiet: bool = False, in_bytes: bool = False) -> Iterator[Tell]:
+    """Yields what is told of works as they go on, a bar for each; nothing is shown when quiet."""
+    with watching(quiet=quiet, in_bytes=in_bytes) as begin:
+        watches: dict[str, Watch] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in watches:
+                watches[what] = begin(what, total)
+            watches[what](done, total=total)
+
+        yield tell
 
 
 def print_line(console: Console, line: str | Text) -> None:

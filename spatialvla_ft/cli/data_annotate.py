@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,9 +78,9 @@ def annotate(
 
     Example: spatialvla-ft data annotate datasets/my_robot/1.0.0 --out annotated --plot points.png
     """
-    from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.console import fail_with, telling
 
-    with fail_with(), _progress() as advance:
+    with fail_with(), telling() as advance:
         report = _annotate(
             dataset, out, card, by, column, tool_position, offset, closed_below, open_above, steady,
             name, plot, advance,
@@ -273,17 +272,3 @@ def _told(report: dict[str, Any]) -> Iterator[str]:
         yield f"warning: {warning}"
     if report["plot"]:
         yield f"plot: {report['plot']}"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Episodes looked at, then written, on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("opening", total=None)
-        yield lambda what, done, total: progress.update(
-            task, description=what, completed=done, total=total
-        )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +63,10 @@ def convert(
 
     Example: spatialvla-ft data convert so100_pick so100_fast --to lerobot --gop 2
     """
-    from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.console import fail_with, telling
 
-    with fail_with(), _progress() as advance:
+    with fail_with(), telling() as tell:
+        advance = partial(tell, "converted")
         from spatialvla_ft.data.lerobot.info import is_lerobot
 
         place, label = _fetched(src)
@@ -184,15 +185,3 @@ def _to_rlds(
             advance(message, len(store.episodes))
     path, report = message
     return Path(path), report
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Episodes, or videos, done, on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("converted"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spatialvla_ft.cli.console import fail_with
+from spatialvla_ft.cli.console import fail_with, telling
 
 
 class BadRecord(StrEnum):
@@ -42,27 +42,15 @@ def index(
 
     Example: spatialvla-ft data index data/bridge_orig/1.0.0
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
     from spatialvla_ft.data import build_index
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bars = Progress(*columns, console=Console(stderr=True), transient=True)
-    with fail_with(), bars as progress:
-        task = progress.add_task("shards", total=None)
+    with fail_with(), telling(in_bytes=True) as tell:
         scanned, start = 0, time.perf_counter()
 
         def advance(done: int, total: int) -> None:
             nonlocal scanned
             scanned = done
-            progress.update(task, completed=done, total=total)
+            tell("shards", done, total)
 
         found = build_index(
             dataset_dir,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from spatialvla_ft.cli.console import Tell
 
 FIELDS = ("mean", "std", "min", "q01", "q99", "max")
 
@@ -60,10 +63,10 @@ def stats(
 
     Example: spatialvla-ft data stats data/bridge_orig/1.0.0 --card data_mixtures/oxe_cards.yaml
     """
-    from spatialvla_ft.cli.console import fail_with
+    from spatialvla_ft.cli.console import fail_with, telling
     from spatialvla_ft.data.stats.scan import check_workers
 
-    with fail_with():
+    with fail_with(), telling(quiet=as_json) as tell:
         at_once = check_workers(workers)
         if (dataset_dir is None) == (mixture is None):
             raise ValueError("give a dataset directory or --mixture NAME, and not both")
@@ -72,11 +75,11 @@ def stats(
         if mixture is None:
             _only_with_mixture(file, root, exclude, every_fit)
             assert dataset_dir is not None
-            found = _dataset(dataset_dir, card, split, as_json)
+            found = _dataset(dataset_dir, card, split, tell)
         else:
             if card is not None or split != "train":
                 raise ValueError("--card and --split of a mixture's datasets stand in its file")
-            found = _mixture(mixture, file, root, exclude or [], at_once, as_json)
+            found = _mixture(mixture, file, root, exclude or [], at_once, tell)
     if checkpoint_json:
         typer.echo(json.dumps(found.pop("checkpoint")))
     elif as_json:
@@ -94,14 +97,14 @@ def _only_with_mixture(
         raise ValueError(f"{', '.join(extra)}: for --mixture only; leave out for one dataset")
 
 
-def _dataset(place: str, card: Path | None, split: str, quiet: bool) -> dict[str, Any]:
+def _dataset(place: str, card: Path | None, split: str, tell: Tell) -> dict[str, Any]:
     from spatialvla_ft.data import open_dataset
     from spatialvla_ft.data.stats.fits import MixtureActions
     from spatialvla_ft.data.stats.report import checkpoint_layout, fit_report
     from spatialvla_ft.data.stats.scan import scan_datasets
 
     dataset = open_dataset(place, card=card, split=split)
-    scans = scan_datasets([dataset], 1, quiet=quiet)
+    scans = scan_datasets([dataset], 1, tell=tell)
     scan = scans[dataset.name]
     actions = MixtureActions([dataset], {dataset.name: scan.statistics}, [1.0])
     source = {"kind": "dataset", "name": dataset.name, "split": split}
@@ -116,14 +119,14 @@ def _mixture(
     root: Path | None,
     exclude: list[str],
     workers: int,
-    quiet: bool,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Each dataset by itself, then all normalised, as they are drawn."""
     from spatialvla_ft.data.stats.report import checkpoint_layout, fit_report
     from spatialvla_ft.data.stats.scan import open_mixture_actions, sum_up
 
-    found = open_mixture_actions(name, file, root, exclude, workers, quiet=quiet)
-    summary, quantiles = sum_up(found.actions, workers, quiet=quiet)
+    found = open_mixture_actions(name, file, root, exclude, workers, tell=tell)
+    summary, quantiles = sum_up(found.actions, workers, tell=tell)
     drawn = (summary, found.actions.gaussians(), quantiles)
     source = {"kind": "mixture", "name": name, "file": file and str(file)}
     report = fit_report(source, found.datasets, found.scans, found.shares, found.excluded, drawn)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spatialvla_ft.cli.console import fail_with
+from spatialvla_ft.cli.console import fail_with, telling
 
 if TYPE_CHECKING:
     from spatialvla_ft.actions import ActionGrid
@@ -102,7 +102,7 @@ def fit(
     )
     from spatialvla_ft.data.stats.scan import check_workers
 
-    with fail_with():
+    with fail_with(), telling(quiet=as_json) as tell:
         if (source is None) == (mixture is None):
             raise ValueError("give INPUT or --mixture NAME, and not both")
         if source is not None:
@@ -121,7 +121,7 @@ def fit(
                 exclude=exclude or [],
                 workers=check_workers(workers),
                 zero_bin=zero_bin,
-                quiet=as_json,
+                tell=tell,
             )
         counts = None if bins is None else read_bins(bins)
         grid = _fit(given, kind.value, counts, min_sigma, zero_bin, decoding.value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spatialvla_ft.cli.console import fail_with
+from spatialvla_ft.cli.console import fail_with, telling
 
 if TYPE_CHECKING:
     from spatialvla_ft.actions.reconstruction import Trial
@@ -61,7 +61,7 @@ def compare(
     from spatialvla_ft.data.stats.statistics import dataset_statistics
 
     lines = []
-    with fail_with():
+    with fail_with(), telling(quiet=as_json) as tell:
         given: list[tuple[str, MixtureActions]] = []
         for source in sources or []:
             dataset = open_dataset(source, card=None, split=split)
@@ -69,7 +69,7 @@ def compare(
             given.append((dataset.name, MixtureActions([dataset], known, [1.0])))
         if mixture is not None:
             found = open_mixture_actions(
-                mixture, file, root, exclude or [], check_workers(workers), quiet=as_json
+                mixture, file, root, exclude or [], check_workers(workers), tell=tell
             )
             given.append((mixture, found.actions))
         elif extra := [

@@ -6,7 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from string import Template
+
+from jinja2 import StrictUndefined, Template
 
 from spatialvla_ft.evaluation.outcome import Share
 
@@ -70,8 +71,12 @@ def absent(names: Iterable[str]) -> str:
 
 def page(title: str, head: str, body: str) -> str:
     """The whole document."""
-    template = Template((files(__package__) / "report.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), head=head, body=body)
+    template = Template(
+        (files(__package__) / "report.html").read_text(encoding="utf-8"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return template.render(title=escape(title), head=head, body=body)
 
 
 NBSP = "\u00a0"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spatialvla_ft.actions.normalise import ActionStatistics
     from spatialvla_ft.actions.spaces import ActionSpace
     from spatialvla_ft.data.stats.fits import MixtureActions
+    from spatialvla_ft.data.stats.scan import Tell
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def read_mixture(
     exclude: list[str],
     workers: int,
     zero_bin: bool = False,
-    quiet: bool = False,
+    tell: Tell,
 ) -> GridActions:
     """The actions of a mixture as they are drawn, each dataset normalised by itself."""
     from spatialvla_ft.data.stats.scan import open_mixture_actions
 
-    actions = open_mixture_actions(name, file, root, exclude, workers, quiet=quiet).actions
+    actions = open_mixture_actions(name, file, root, exclude, workers, tell=tell).actions
     return of_actions(name, actions.symmetric() if zero_bin else actions, None)
 
 

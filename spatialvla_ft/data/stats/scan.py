@@ -9,9 +9,9 @@ Scans of datasets and mixtures: several processes, live progress, and nothing re
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,14 @@ class Scan:
             content["gaussians"],
             QuantileFit.from_dict(content["quantiles"]),
         )
+
+
+Tell = Callable[[str, int, int], None]
+"""Called with some work, how much of it is done, and of how much."""
+
+
+def say_nothing(what: str, done: int, total: int) -> None:
+    """Told, and tells nobody."""
 
 
 class Channel(Protocol):
@@ -131,9 +139,12 @@ def check_workers(workers: int | None) -> int:
 
 
 def scan_datasets(
-    datasets: Sequence[SampleDataset], workers: int, *, quiet: bool = False
+    datasets: Sequence[SampleDataset], workers: int, *, tell: Tell = say_nothing
 ) -> dict[str, Scan]:
-    """{dataset: what a scan finds}; only those that are new are read, each by one process."""
+    """{dataset: what a scan finds}; only those that are new are read, each by one process.
+
+    `tell` is called with "reading actions", the numbers read, and how many are to be read.
+    """
     names = [dataset.name for dataset in datasets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
@@ -145,20 +156,20 @@ def scan_datasets(
     # The largest first, so that no long one is left to a single process at the end.
     new.sort(key=lambda dataset: -sizes[dataset.name])
     found: dict[str, Scan] = {}
-    with _progress(STAGES * sum(sizes.values()), "reading actions", quiet or not new) as advance:
-        if min(workers, len(new)) > 1:
+    advance = _counting(tell, "reading actions", STAGES * sum(sizes.values()))
+    if min(workers, len(new)) > 1:
 
-            def run(dataset: SampleDataset) -> Any:
-                step = sizes[dataset.name]
-                return _in_process("dataset_process", dataset, lambda: advance(step))
+        def run(dataset: SampleDataset) -> Any:
+            step = sizes[dataset.name]
+            return _in_process("dataset_process", dataset, lambda: advance(step))
 
-            with ThreadPoolExecutor(workers) as pool:
-                for dataset, content in zip(new, pool.map(run, new), strict=True):
-                    found[dataset.name] = Scan.from_dict(content)
-        for dataset in datasets:
-            if dataset.name not in found:
-                step = sizes.get(dataset.name, 0)
-                found[dataset.name] = scan_dataset(dataset, advance=partial(advance, step))
+        with ThreadPoolExecutor(workers) as pool:
+            for dataset, content in zip(new, pool.map(run, new), strict=True):
+                found[dataset.name] = Scan.from_dict(content)
+    for dataset in datasets:
+        if dataset.name not in found:
+            step = sizes.get(dataset.name, 0)
+            found[dataset.name] = scan_dataset(dataset, advance=partial(advance, step))
     return {dataset.name: found[dataset.name] for dataset in datasets}
 
 
@@ -187,7 +198,7 @@ def open_mixture_actions(
     exclude: Sequence[str],
     workers: int,
     *,
-    quiet: bool = False,
+    tell: Tell = say_nothing,
 ) -> ScannedMixture:
     """Open a mixture by name and scan what is new in it."""
     from spatialvla_ft.actions.layout import slots_of
@@ -204,7 +215,7 @@ def open_mixture_actions(
                 f"{other.name} has actions {other.action_space.names}, {first.name} "
                 f"{first.action_space.names}: no grid fits both; split the mixture"
             )
-    scans = scan_datasets(opened.datasets, workers, quiet=quiet)
+    scans = scan_datasets(opened.datasets, workers, tell=tell)
     statistics = {key: scan.statistics for key, scan in scans.items()}
     actions = MixtureActions(opened.datasets, statistics, opened.weights)
     if excluded:
@@ -213,30 +224,44 @@ def open_mixture_actions(
 
 
 def sum_up(
-    actions: MixtureActions, workers: int, *, quiet: bool = False
+    actions: MixtureActions, workers: int, *, tell: Tell = say_nothing
 ) -> tuple[ActionStatistics, QuantileFit]:
     """Statistics of a mixture as drawn, and its quantile fit; both at once with two processes."""
     from spatialvla_ft.actions.normalise import ActionStatistics
     from spatialvla_ft.data.stats.fits import QuantileFit
 
     known = is_summed_up(actions)
-    with _progress(2, "summing up the mixture", quiet or known) as advance:
-        if known or workers < 2:
-            summary = actions.summary()
-            advance(1)
-            quantiles = actions.quantiles()
-            advance(1)
-            return summary, quantiles
+    advance = _counting(tell, "summing up the mixture", 0 if known else 2)
+    if known or workers < 2:
+        summary = actions.summary()
+        advance(1)
+        quantiles = actions.quantiles()
+        advance(1)
+        return summary, quantiles
 
-        def run(target: str) -> Any:
-            content = _in_process(target, actions, lambda: None)
-            advance(1)
-            return content
+    def run(target: str) -> Any:
+        content = _in_process(target, actions, lambda: None)
+        advance(1)
+        return content
 
-        with ThreadPoolExecutor(2) as pool:
-            parts = pool.map(run, ("summary_process", "quantiles_process"))
-            summary_content, quantile_content = parts
+    with ThreadPoolExecutor(2) as pool:
+        parts = pool.map(run, ("summary_process", "quantiles_process"))
+        summary_content, quantile_content = parts
     return ActionStatistics.from_dict(summary_content), QuantileFit.from_dict(quantile_content)
+
+
+def _counting(tell: Tell, what: str, total: int) -> Callable[[int], None]:
+    """What is called with how much more is done; a work of nothing is not told of."""
+    lock, done = threading.Lock(), 0
+
+    def advance(amount: int) -> None:
+        nonlocal done
+        with lock:
+            done += amount
+            if total:
+                tell(what, done, total)
+
+    return advance
 
 
 def _in_process(target: str, argument: Any, advance: Callable[[], None]) -> Mapping[str, Any]:
@@ -248,18 +273,3 @@ def _in_process(target: str, argument: Any, advance: Callable[[], None]) -> Mapp
         while not isinstance(message := worker.recv(), dict):
             advance()
     return message
-
-
-@contextmanager
-def _progress(total: int, what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr."""
-    if quiet:
-        yield lambda amount: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=max(total, 1))
-        yield lambda amount: progress.advance(task, amount)
