@@ -7,6 +7,7 @@ import numpy as np
 
 from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.reading import Reading
 from spatialvla_ft.data.samples import SampleDataset
 
 ARM = {
@@ -65,8 +66,6 @@ def array_dataset(episodes, folder, *, action=ARM, horizon=4, split="train", car
     return SampleDataset(
         found,
         Card.model_validate(card),
-        horizon=horizon,
+        Reading(card=None, horizon=horizon),
         episodes=np.array(found.splits[split], np.int64),
-        intrinsics={},
-        depth=None,
     )

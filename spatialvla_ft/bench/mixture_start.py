@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.mixtures import Part, open_mixture
+from ..data.reading import Reading
 from ..data.rlds.build import EPISODES, META, STEPS
 from ..data.rlds.index import INDEX_DIR
 from ..data.rlds.info import FORMAT_VERSION, feature_hash, read_dataset_info, shard_table
@@ -158,7 +159,7 @@ def start_once(root: Path, parts: dict[str, Part]) -> Start:
     """Start the mixture in this process."""
     private, mapped = _resident()
     began = time.perf_counter()
-    opened = open_mixture(parts, root=root, cameras=())
+    opened = open_mixture(parts, root=root, reading=Reading(card=None))
     statistics = {dataset.name: dataset_statistics(dataset) for dataset in opened.datasets}
     MixtureActions(opened.datasets, statistics, opened.weights).gaussians()
     sampler = Sampler(0, opened.weights, [len(d) for d in opened.datasets], batch=2048)

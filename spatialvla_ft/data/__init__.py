@@ -6,9 +6,11 @@ from spatialvla_ft.data.cards.standardise import Standardised, standardise
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.opening import (
     LeRobotDataset,
+    Reading,
     RldsDataset,
     SampleDataset,
     holdout,
+    open_as,
     open_dataset,
 )
 from spatialvla_ft.data.rlds.index import FrameIndex, build_index
@@ -20,6 +22,7 @@ __all__ = [
     "DatasetError",
     "FrameIndex",
     "LeRobotDataset",
+    "Reading",
     "RldsDataset",
     "Sample",
     "SampleDataset",
@@ -28,6 +31,7 @@ __all__ = [
     "build_index",
     "holdout",
     "load_cards",
+    "open_as",
     "open_dataset",
     "standardise",
 ]

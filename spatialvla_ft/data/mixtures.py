@@ -8,6 +8,7 @@ tells all that is missing.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +27,7 @@ from spatialvla_ft.data.cards.files import load_cards
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.filters import Failed, NoOps, Validation, divide
 from spatialvla_ft.data.lerobot.info import is_lerobot
-from spatialvla_ft.data.opening import CARD_FILE, SampleDataset, open_dataset
+from spatialvla_ft.data.opening import CARD_FILE, Reading, SampleDataset, open_as
 from spatialvla_ft.near import near_path
 from spatialvla_ft.shipped import shipped
 
@@ -36,6 +37,8 @@ SCHEMA_VERSION = 1
 CARDS, CAMERAS, MIXTURES = "oxe_cards.yaml", "oxe_intrinsics.yaml", "oxe_mixtures.yaml"
 SOURCES = ("mixtures", "openvla", "octo")
 """Sections of a mixture file; a name of the first needs no prefix."""
+PRIMARY = Reading(card=None, cameras=("primary",))
+"""Each by the card of its part, and of its pictures only the main camera's."""
 
 
 class Part(BaseModel):
@@ -217,10 +220,7 @@ def open_mixture(
     parts: Mapping[str, Part],
     *,
     root: str | Path | None = None,
-    horizon: int = 4,
-    window: int = 1,
-    cameras: Sequence[str] = ("primary",),
-    depth: bool | None = None,
+    reading: Reading = PRIMARY,
     assume_intrinsics: str | None = None,
     balance_weights: bool = True,
     excuse: Collection[str] = (),
@@ -230,19 +230,21 @@ def open_mixture(
     Args:
         parts: the mixture.
         root: where datasets lie as `<name>/<version>`, if their part does not say.
-        horizon: actions per sample.
-        window: observed steps per sample.
-        cameras: slots that every dataset must have, with intrinsics; no others are decoded. None
-            named, all are.
-        depth: whether samples must carry the sensor's depth.
+        reading: how to read each; card and split are those of its part. The cameras are slots that
+            every dataset must have, with intrinsics.
         assume_intrinsics: a camera of `oxe_intrinsics.yaml` where a dataset knows none: a guess.
         balance_weights: multiply weights by the number of steps, as the released loaders do.
         excuse: datasets (`name/version` or `name`) that may be missing or broken.
 
     Raises:
         DatasetError: the list of everything that is missing or broken and not excused, or nothing
-            is left.
+            is left; a reading with a card or a split.
     """
+    if reading.card is not None or reading.split != PRIMARY.split:
+        raise DatasetError(
+            f"a mixture is not read with card={reading.card!r}, split={reading.split!r} for all of "
+            "its datasets: give card and split to its parts"
+        )
     unknown = sorted(set(excuse) - {alias for name in parts for alias in (name, _short(name))})
     if unknown:
         raise DatasetError(
@@ -255,9 +257,7 @@ def open_mixture(
     problems: dict[str, str] = {}
     for name, part in parts.items():
         try:
-            dataset = _open(
-                name, part, root, shipped_cards, camera, cameras, horizon, window, depth
-            )
+            dataset = _open(name, part, root, shipped_cards, camera, reading)
             opened[name], heldout[name] = divide(
                 dataset,
                 split=part.split,
@@ -311,10 +311,7 @@ def _open(
     root: str | Path | None,
     known: Mapping[str, Card],
     camera: Intrinsics | None,
-    cameras: Sequence[str],
-    horizon: int,
-    window: int,
-    depth: bool | None,
+    reading: Reading,
 ) -> SampleDataset:
     place = _place(name, part, root)
     local = isinstance(place, Path)
@@ -330,16 +327,8 @@ def _open(
                 "toolkit has its name; write one (data_mixtures/README.md)"
             )
         card = known[_short(name)]
-    dataset = open_dataset(
-        place,
-        card=card,
-        horizon=horizon,
-        split=part.split,
-        window=window,
-        depth=depth,
-        cameras=cameras or None,
-    )
-    unknown = [slot for slot in cameras if slot not in dataset.card.intrinsics]
+    dataset = open_as(place, dataclasses.replace(reading, card=card, split=part.split))
+    unknown = [slot for slot in reading.cameras or () if slot not in dataset.card.intrinsics]
     if unknown and camera is None:
         raise DatasetError(
             f"the intrinsics of {unknown} are not known: put them into its card, or accept a guess "

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Int64
@@ -22,6 +21,7 @@ from spatialvla_ft.data.lerobot.info import is_lerobot
 from spatialvla_ft.data.lerobot.pace import warn_where_slow
 from spatialvla_ft.data.lerobot.store import TASK, LeRobotSource, LeRobotStore
 from spatialvla_ft.data.lerobot.troubles import refuse
+from spatialvla_ft.data.reading import Reading
 from spatialvla_ft.data.rlds.episodes import RldsSource, RldsStore
 from spatialvla_ft.data.rlds.index import FrameIndex, build_index
 from spatialvla_ft.data.rlds.places import is_url
@@ -29,79 +29,15 @@ from spatialvla_ft.data.samples import SampleDataset, holdout
 from spatialvla_ft.data.store import Source
 from spatialvla_ft.data.view import Camera
 
-
-class LeRobotDataset(SampleDataset):
-    """Samples of some episodes of a LeRobot dataset, v2.1 or v3.0."""
-
-    store: LeRobotStore
-
-
-def open_lerobot(
-    folder: Path,
-    *,
-    card: Card | None,
-    split: str = "train",
-    horizon: int = 4,
-    intrinsics: Mapping[str, Camera],
-    depth: bool | None = None,
-    fast_dct: bool = True,
-    window: int = 1,
-    forward_kinematics: ForwardKinematics | None = None,
-    cameras: Sequence[str] | None = None,
-    name: str | None = None,
-) -> LeRobotDataset:
-    """A split of the LeRobot dataset in a folder; without a card, by the names of its features.
-
-    Where the clips of its cameras lie is checked for all episodes; where cameras are named, so that
-    pictures will be read, every row is checked too.
-
-    Raises:
-        DatasetError: no such split, a card that does not fit, names that leave room for doubt, or
-            pictures that would be other ones than the rows mean.
-    """
-    store = LeRobotStore(folder, name=name, fast_dct=fast_dct)
-    if card is None:
-        card = draft_card(store)
-        logger.info("%s: no card, read by its feature names: %s", store.name, card.notes)
-    store.go_by(card.video)
-    if split not in store.splits:
-        raise DatasetError(
-            f"{store.name} has no split {split!r}; it has {list(store.splits)}. To hold out "
-            "episodes of 'train' use holdout(dataset, fraction, seed)"
-        )
-    chosen = store.splits[split]
-    dataset = LeRobotDataset(
-        store,
-        card,
-        horizon=horizon,
-        episodes=np.arange(chosen.start, chosen.stop),
-        intrinsics=intrinsics,
-        depth=depth,
-        window=window,
-        forward_kinematics=forward_kinematics,
-        cameras=cameras,
-    )
-    slots = {slot: term.path for slot, term in (card.cameras or {}).items()}
-    used = slots if cameras is None else cameras
-    pictures = [path for slot in used if (path := slots[slot]) is not None]
-    depths = [card.depth[slot].path for slot in used if dataset.depth and slot in card.depth]
-    seen = [*pictures, *depths]
-    refuse(store.name, clip_troubles(store, seen))
-    if cameras is not None:  # pictures will be read, so a hole is told now and not hours later
-        check_files(store, seen, dataset.episodes)
-        words = TASK in card.language.keys
-        refuse(store.name, row_troubles(store, seen, words=words))
-    warn_where_slow(store, pictures)
-    return dataset
-
-
 __all__ = [
     "CARD_FILE",
     "Camera",
     "LeRobotDataset",
+    "Reading",
     "RldsDataset",
     "SampleDataset",
     "holdout",
+    "open_as",
     "open_dataset",
     "read_card",
 ]
@@ -111,42 +47,16 @@ logger = logging.getLogger(__name__)
 CARD_FILE = "card.yaml"
 
 
-class RldsDataset(SampleDataset):
-    """Samples of some episodes of an RLDS dataset; see `SampleDataset` for the other arguments.
+class LeRobotDataset(SampleDataset):
+    """Samples of some episodes of a LeRobot dataset, v2.1 or v3.0."""
 
-    Args:
-        index: the frame index.
-        card: how to read it.
-        fast_dct: decode JPEG as TensorFlow does.
-    """
+    store: LeRobotStore
+
+
+class RldsDataset(SampleDataset):
+    """Samples of some episodes of an RLDS dataset."""
 
     store: RldsStore
-
-    def __init__(
-        self,
-        index: FrameIndex,
-        card: Card,
-        *,
-        horizon: int,
-        episodes: Int64[np.ndarray, " n"],
-        intrinsics: Mapping[str, Camera],
-        depth: bool | None,
-        fast_dct: bool,
-        window: int = 1,
-        forward_kinematics: ForwardKinematics | None = None,
-        cameras: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(
-            RldsStore(index, fast_dct=fast_dct),
-            card,
-            horizon=horizon,
-            episodes=episodes,
-            intrinsics=intrinsics,
-            depth=depth,
-            window=window,
-            forward_kinematics=forward_kinematics,
-            cameras=cameras,
-        )
 
     @property
     def frame_index(self) -> FrameIndex:
@@ -159,34 +69,6 @@ class RldsDataset(SampleDataset):
         return self.store.fast_dct
 
 
-@overload
-def open_dataset(
-    dir_or_index: FrameIndex,
-    *,
-    card: Card | str | Path | None,
-    horizon: int = 4,
-    split: str = "train",
-    intrinsics: Mapping[str, Camera] | None = None,
-    depth: bool | None = None,
-    fast_dct: bool = True,
-    window: int = 1,
-    forward_kinematics: ForwardKinematics | None = None,
-    cameras: Sequence[str] | None = None,
-) -> RldsDataset: ...
-@overload
-def open_dataset(
-    dir_or_index: str | Path,
-    *,
-    card: Card | str | Path | None,
-    horizon: int = 4,
-    split: str = "train",
-    intrinsics: Mapping[str, Camera] | None = None,
-    depth: bool | None = None,
-    fast_dct: bool = True,
-    window: int = 1,
-    forward_kinematics: ForwardKinematics | None = None,
-    cameras: Sequence[str] | None = None,
-) -> RldsDataset | LeRobotDataset: ...
 def open_dataset(
     dir_or_index: str | Path | FrameIndex,
     *,
@@ -202,62 +84,98 @@ def open_dataset(
 ) -> RldsDataset | LeRobotDataset:
     """A split of a dataset as samples; an RLDS dataset is indexed if it is not yet.
 
+    `open_as(dir_or_index, Reading(card=..., ...))`, which see, with the fields of the `Reading` as
+    keywords.
+    """
+    reading = Reading(
+        card=card,
+        horizon=horizon,
+        split=split,
+        intrinsics=intrinsics,
+        depth=depth,
+        fast_dct=fast_dct,
+        window=window,
+        forward_kinematics=forward_kinematics,
+        cameras=cameras,
+    )
+    return open_as(dir_or_index, reading)
+
+
+def open_as(
+    dir_or_index: str | Path | FrameIndex, reading: Reading
+) -> RldsDataset | LeRobotDataset:
+    """A split of a dataset as samples; an RLDS dataset is indexed if it is not yet.
+
     Args:
         dir_or_index: version directory or fsspec URL of an RLDS dataset, directory of its index or
             an opened index; folder of a LeRobot dataset, or `hf://datasets/OWNER/NAME[@REVISION]`.
-        card: how to read the dataset; a file with one card, or with a card of the dataset's name;
-            None for `card.yaml` in the dataset's directory. A LeRobot dataset without one is read
-            by what its feature names say, where that is unambiguous.
-        horizon: number of actions per sample.
-        split: name of the split.
-        intrinsics: cameras by slot, instead of those of the card.
-        depth: whether samples carry the dataset's depth; None for where the card knows its scale.
-        fast_dct: decode JPEG as TensorFlow does, see `decode_rgb`.
-        window: observed steps per sample, the present one included.
-        forward_kinematics: joints to the hand's pose, (T, joints) -> (T, 4, 4); joint actions
-            become end-effector deltas then.
-        cameras: slots that are read and decoded, with their depth and K; None for all of the card.
+        reading: how to read it.
 
     Raises:
         DatasetError: no such split, a stale index, a card that does not fit.
     """
-    common: dict[str, Any] = {
-        "horizon": horizon,
-        "intrinsics": intrinsics or {},
-        "depth": depth,
-        "window": window,
-        "forward_kinematics": forward_kinematics,
-        "cameras": cameras,
-    }
     name = None
     if isinstance(dir_or_index, str) and dir_or_index.startswith(HUB):
         name, revision = parse_address(dir_or_index)
         dir_or_index = fetch_dataset(name, revision=revision)
-    folder = None
     if not isinstance(dir_or_index, FrameIndex) and not is_url(dir_or_index):
         folder = Path(dir_or_index)
-    if folder is not None and is_lerobot(folder):
-        return open_lerobot(
-            folder,
-            card=_card_of(card, folder, name or folder.name),
-            split=split,
-            fast_dct=fast_dct,
-            name=name,
-            **common,
-        )
-    index = open_index(dir_or_index)
+        if is_lerobot(folder):
+            return _open_lerobot(folder, reading, name)
+    return _open_rlds(open_index(dir_or_index), reading)
+
+
+def _open_rlds(index: FrameIndex, reading: Reading) -> RldsDataset:
     if index.incomplete:
         logger.warning("%s", index.incomplete)
+    card = reading.card
     if not isinstance(card, Card):
         card = read_card(Path(card) if card is not None else own_card(index), index)
-    if split not in index.splits:
+    episodes = _episodes(index.name, index.splits, reading.split)
+    store = RldsStore(index, fast_dct=reading.fast_dct)
+    return RldsDataset(store, card, reading, episodes=episodes)
+
+
+def _open_lerobot(folder: Path, reading: Reading, name: str | None) -> LeRobotDataset:
+    """A split of the LeRobot dataset in a folder; without a card, by the names of its features.
+
+    Where the clips of its cameras lie is checked for all episodes; where cameras are named, so that
+    pictures will be read, every row is checked too.
+
+    Raises:
+        DatasetError: no such split, a card that does not fit, names that leave room for doubt, or
+            pictures that would be other ones than the rows mean.
+    """
+    card = _card_of(reading.card, folder, name or folder.name)
+    store = LeRobotStore(folder, name=name, fast_dct=reading.fast_dct)
+    if card is None:
+        card = draft_card(store)
+        logger.info("%s: no card, read by its feature names: %s", store.name, card.notes)
+    store.go_by(card.video)
+    episodes = _episodes(store.name, store.splits, reading.split)
+    dataset = LeRobotDataset(store, card, reading, episodes=episodes)
+    slots = {slot: term.path for slot, term in (card.cameras or {}).items()}
+    used = slots if reading.cameras is None else reading.cameras
+    pictures = [path for slot in used if (path := slots[slot]) is not None]
+    depths = [card.depth[slot].path for slot in used if dataset.depth and slot in card.depth]
+    seen = [*pictures, *depths]
+    refuse(store.name, clip_troubles(store, seen))
+    if reading.cameras is not None:  # pictures will be read: a hole is told now, not hours later
+        check_files(store, seen, dataset.episodes)
+        words = TASK in card.language.keys
+        refuse(store.name, row_troubles(store, seen, words=words))
+    warn_where_slow(store, pictures)
+    return dataset
+
+
+def _episodes(name: str, splits: Mapping[str, range], split: str) -> Int64[np.ndarray, " n"]:
+    """The numbers of a split's episodes."""
+    if split not in splits:
         raise DatasetError(
-            f"{index.name} has no split {split!r}; it has {list(index.splits)}. To hold out "
+            f"{name} has no split {split!r}; it has {list(splits)}. To hold out "
             "episodes of 'train' use holdout(dataset, fraction, seed)"
         )
-    chosen = index.splits[split]
-    episodes = np.arange(chosen.start, chosen.stop)
-    return RldsDataset(index, card, episodes=episodes, fast_dct=fast_dct, **common)
+    return np.arange(splits[split].start, splits[split].stop)
 
 
 def _card_of(card: Card | str | Path | None, folder: Path, name: str) -> Card | None:

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from spatialvla_ft.actions.spaces import ActionSpace, RawActions, end_effector_delta
 from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.data.cards.standardise import (
-    ForwardKinematics,
     RowsOfCard,
     Standardised,
     moving,
@@ -33,6 +32,7 @@ from spatialvla_ft.data.cards.standardise import (
     wanted_keys,
 )
 from spatialvla_ft.data.errors import DatasetError, in_episode
+from spatialvla_ft.data.reading import Reading
 from spatialvla_ft.data.sample import Observation, Sample
 from spatialvla_ft.data.stats.kept import content_key, kept_array
 from spatialvla_ft.data.store import EpisodeStore
@@ -72,42 +72,30 @@ class SampleDataset(Sequence[Sample]):
 
     Args:
         store: the episodes on disk.
-        card: how to read them.
-        horizon: number of actions per sample.
+        card: how to read them, instead of the one that `reading` names.
+        reading: all else; its split and `fast_dct` are the store's.
         episodes: (n,) which episodes, by their number in the store.
-        intrinsics: cameras by slot, instead of those of the card.
-        depth: whether samples carry depth; None for where the card knows its scale.
-        window: observed steps per sample, the present one included.
-        forward_kinematics: joints to the hand's pose; joint actions become the hand's then.
-        cameras: slots that are read and decoded; None for all of the card.
     """
 
     def __init__(
         self,
         store: EpisodeStore,
         card: Card,
+        reading: Reading,
         *,
-        horizon: int,
         episodes: Int[np.ndarray, " n"],
-        intrinsics: Mapping[str, Camera],
-        depth: bool | None,
-        window: int = 1,
-        forward_kinematics: ForwardKinematics | None = None,
-        cameras: Sequence[str] | None = None,
     ) -> None:
-        for name, value in {"horizon": horizon, "window": window}.items():
-            if value < 1:
-                raise DatasetError(f"{name} must be at least 1, got {value}")
         self.store = store
         self.card = card
-        self.horizon = horizon
+        self.horizon = reading.horizon
         self.episodes: Int[np.ndarray, " n"] = compact(episodes)
-        self.intrinsics = dict(intrinsics)
-        self.depth = bool(card.depth) and card.depth_scale is not None if depth is None else depth
-        self.window = window
-        self.forward_kinematics = forward_kinematics
+        self.intrinsics = dict(reading.intrinsics or {})
+        known = bool(card.depth) and card.depth_scale is not None
+        self.depth = known if reading.depth is None else reading.depth
+        self.window = reading.window
+        self.forward_kinematics = reading.forward_kinematics
         self.rows: RowFilter | None = None
-        self.cameras = None if cameras is None else tuple(cameras)
+        self.cameras = None if reading.cameras is None else tuple(reading.cameras)
         self.dropped: dict[str, tuple[int, int]] = {}
         self.name = store.label
         self._cache: OrderedDict[int, Standardised] = OrderedDict()

@@ -22,6 +22,7 @@ from ..data.augment import Augment
 from ..data.cards.card import CONTROL_HZ, RECORDED
 from ..data.mixtures import Opened, Part, excluded_datasets, find_mixture, open_mixture
 from ..data.opening import holdout
+from ..data.reading import Reading
 from ..data.samples import SampleDataset
 from ..data.stats.fits import MixtureActions
 from ..depth.cache import DepthCache
@@ -59,21 +60,22 @@ def open_data(recipe: Recipe, chunk: int, layout: ObservationLayout) -> Opened:
 def _open(recipe: Recipe, chunk: int, layout: ObservationLayout) -> Opened:
     """The datasets of the recipe, each with its weight; every problem with them at once."""
     data = recipe.data
-    common: dict[str, Any] = {
-        "horizon": chunk,
-        "window": layout.window,
-        "cameras": layout.cameras,
-        "depth": None if data.depth.source == "sensor" else False,
-        "assume_intrinsics": data.assume_intrinsics,
-    }
+    reading = Reading(
+        card=None,  # each part's own
+        horizon=chunk,
+        window=layout.window,
+        cameras=layout.cameras,
+        depth=None if data.depth.source == "sensor" else False,
+    )
     if data.mixture is not None:
         mixture = data.mixture
         return open_mixture(
             find_mixture(mixture.name, mixture.file),
             root=mixture.root,
+            reading=reading,
+            assume_intrinsics=data.assume_intrinsics,
             balance_weights=mixture.balance_weights,
             excuse=mixture.excuse,
-            **common,
         )
     parts = {
         str(entry.path): Part(**{**entry.model_dump(), "path": str(entry.path)})
@@ -81,7 +83,9 @@ def _open(recipe: Recipe, chunk: int, layout: ObservationLayout) -> Opened:
     }
     if len(parts) < len(data.datasets):
         raise RecipeError(f"data.datasets name the same folder twice: {list(parts)}")
-    return open_mixture(parts, balance_weights=False, **common)
+    return open_mixture(
+        parts, reading=reading, assume_intrinsics=data.assume_intrinsics, balance_weights=False
+    )
 
 
 def _divide(

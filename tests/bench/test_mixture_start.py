@@ -4,12 +4,13 @@ import numpy as np
 
 from spatialvla_ft.bench.mixture_start import measure_start, simulate_mixture
 from spatialvla_ft.data.mixtures import open_mixture
+from spatialvla_ft.data.reading import Reading
 from spatialvla_ft.data.stats.statistics import compute_statistics, dataset_statistics
 
 
 def test_a_simulated_mixture_is_read(tmp_path):
     parts = simulate_mixture(tmp_path, datasets=2, steps=3000, episode_steps=50)
-    opened = open_mixture(parts, root=tmp_path, cameras=())
+    opened = open_mixture(parts, root=tmp_path, reading=Reading(card=None))
     assert [len(dataset) for dataset in opened.datasets] == [1500, 1500]
     np.testing.assert_allclose(opened.weights, [1 / 3, 2 / 3])
     dataset = opened.datasets[1]

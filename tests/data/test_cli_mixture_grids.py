@@ -11,7 +11,7 @@ from spatialvla_ft.actions.grid_io import load_grid
 from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.actions.reconstruction import compare_grids, reconstruct
 from spatialvla_ft.cli.main import app
-from spatialvla_ft.data import open_dataset
+from spatialvla_ft.data import Reading, open_dataset
 from spatialvla_ft.data.mixtures import find_mixture, open_mixture
 from spatialvla_ft.data.stats.fits import MixtureActions, first_half, sample_actions
 from spatialvla_ft.data.stats.statistics import compute_statistics
@@ -28,7 +28,7 @@ def call(*arguments):
 @pytest.fixture
 def parts(mine):
     """The mixture's actions, dataset by dataset, read at once and normalised here; the weights."""
-    opened = open_mixture(find_mixture("mine", mine[3]), cameras=())
+    opened = open_mixture(find_mixture("mine", mine[3]), reading=Reading(card=None))
     raw = [dataset.actions() for dataset in opened.datasets]
     statistics = [compute_statistics(actions, MASK) for actions in raw]
     actions = [normalise(a, s) for a, s in zip(raw, statistics, strict=True)]

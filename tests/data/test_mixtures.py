@@ -22,6 +22,7 @@ from spatialvla_ft.data.mixtures import (
     open_mixture,
 )
 from spatialvla_ft.data.opening import open_dataset
+from spatialvla_ft.data.reading import Reading
 from spatialvla_ft.shipped import shipped
 
 
@@ -84,7 +85,11 @@ def test_balanced_weights_multiply_by_transitions():
 
 
 def test_opened_from_a_root(demo):
-    opened = open_mixture({"demo/1.0.0": Part(weight=3)}, root=demo.parent.parent, horizon=2)
+    opened = open_mixture(
+        {"demo/1.0.0": Part(weight=3)},
+        root=demo.parent.parent,
+        reading=Reading(card=None, horizon=2, cameras=["primary"]),
+    )
     (dataset,) = opened.datasets
     assert dataset.horizon == 2
     assert opened.weights == [1.0]
@@ -92,6 +97,13 @@ def test_opened_from_a_root(demo):
     assert opened.excused == {}
     plain = open_dataset(demo, card=None, horizon=2)
     np.testing.assert_array_equal(dataset[3].actions, plain[3].actions)
+
+
+@pytest.mark.parametrize("wrong", [{"split": "val"}, {"card": "cards.yaml"}])
+def test_card_and_split_are_those_of_the_parts(demo, wrong):
+    reading = Reading(**{"card": None, **wrong})
+    with pytest.raises(DatasetError, match="give card and split to its parts"):
+        open_mixture({"demo/1.0.0": Part()}, root=demo.parent.parent, reading=reading)
 
 
 BAD = {
@@ -164,4 +176,4 @@ def test_intrinsics_are_never_guessed_unasked(root):
     with pytest.raises(DatasetError, match=r"no camera 'bridge' in oxe_intrinsics.yaml; there are"):
         open_mixture(parts, root=root, assume_intrinsics="bridge")
     with pytest.raises(DatasetError, match=r"no camera \['left'\]; it has \['primary', 'wrist'\]"):
-        open_mixture(parts, root=root, cameras=["left"])
+        open_mixture(parts, root=root, reading=Reading(card=None, cameras=["left"]))

@@ -203,11 +203,12 @@ def open_mixture_actions(
     """Open a mixture by name and scan what is new in it."""
     from spatialvla_ft.actions.layout import slots_of
     from spatialvla_ft.data.mixtures import excluded_datasets, find_mixture, open_mixture
+    from spatialvla_ft.data.reading import Reading
     from spatialvla_ft.data.stats.fits import MixtureActions
 
     parts = find_mixture(name, file)
     excluded = excluded_datasets(exclude, list(parts), file)
-    opened = open_mixture(parts, root=root, cameras=())
+    opened = open_mixture(parts, root=root, reading=Reading(card=None))
     first, *others = opened.datasets
     for other in others:
         if slots_of(other.action_space) != slots_of(first.action_space):

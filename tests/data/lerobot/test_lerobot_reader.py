@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from lerobot_write import (
 )
 
 from spatialvla_ft.data import DatasetError, LeRobotDataset, holdout, open_dataset
-from spatialvla_ft.data.mixtures import Part, open_mixture
+from spatialvla_ft.data.mixtures import PRIMARY, Part, open_mixture
 from spatialvla_ft.data.stats.statistics import dataset_statistics
 
 FRAMES = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]
@@ -209,7 +210,7 @@ def test_a_hole_is_told_before_the_first_sample(tmp_path, version):
         lost.unlink()
         told = rf"2 of 2 datasets[^-]*- d/1: 1 of \d+ files of {folder} are missing, first {lost};"
         with pytest.raises(DatasetError, match=told):
-            open_mixture(mixture, depth="depth" in str(lost))
+            open_mixture(mixture, reading=replace(PRIMARY, depth="depth" in str(lost)))
         open_dataset(folder, card=None).actions()  # columns need no video
         lost.write_bytes(kept)
     first = next(video for video in videos if "observation" in str(video))
