@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from .axes import like, to_numpy
 from .grid import ActionGrid
+
+_APPENDED = {"<mask>"}
+"""Tokens that a tokenizer class puts behind everything by itself, without a row in the model."""
 
 
 class SpatialActionTokenizer:
@@ -97,3 +103,55 @@ def _check_tokens(have: dict[int, int], grid: ActionGrid) -> int:
             f"not {begin + wrong}; build the tokenizer anew from one without action tokens"
         )
     return begin
+
+
+def with_action_tokens(tokenizer: Any, count: int) -> Any:
+    """The tokenizer with exactly `count` action tokens; itself if it has them, or has none.
+
+    transformers can add tokens but not take any away, so the files that it saves are edited and
+    read again.
+
+    Raises:
+        ValueError: other tokens come after the action tokens, so that these cannot move.
+    """
+    have = action_tokens(tokenizer)
+    if not have or len(have) == count:
+        return tokenizer
+    begin = min(have.values())
+    behind = {
+        token
+        for token, index in tokenizer.get_vocab().items()
+        if index >= begin + len(have) and token not in _APPENDED
+    }
+    if behind:
+        raise ValueError(
+            f"the tokenizer has {sorted(behind)[:5]} after its {len(have)} action tokens, so there "
+            f"cannot be {count}; use a grid of {len(have)} tokens"
+        )
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        path = Path(folder) / "tokenizer.json"
+        _edit(path, "added_tokens", begin, count)
+        _edit(Path(folder) / "tokenizer_config.json", "added_tokens_decoder", begin, count)
+        return type(tokenizer).from_pretrained(folder)
+
+
+def _edit(path: Path, key: str, begin: int, count: int) -> None:
+    """Write `count` action tokens from id `begin` in place of all tokens from there on."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if key not in content:
+        return
+    old = content[key]
+    if isinstance(old, dict):  # {"1736": {"content": ...}}
+        like = old[str(begin)]
+        kept = {index: entry for index, entry in old.items() if int(index) < begin}
+        content[key] = kept | {
+            str(begin + i): {**like, "content": action_token(i)} for i in range(count)
+        }
+    else:  # [{"id": 1736, "content": ...}]
+        like = next(entry for entry in old if entry["id"] == begin)
+        kept = [entry for entry in old if entry["id"] < begin]
+        content[key] = kept + [
+            {**like, "id": begin + i, "content": action_token(i)} for i in range(count)
+        ]
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

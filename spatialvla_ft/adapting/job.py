@@ -175,7 +175,7 @@ class Job:
                 + near_path(self.card_file)
             )
         if self.base.count("/") == 1 and not Path(self.base).exists():
-            from spatialvla_ft.models.released import refuse_out_of_reach
+            from spatialvla_ft.models.checkpoint_files import refuse_out_of_reach
 
             try:
                 refuse_out_of_reach(self.base)  # whether it has one shows when it is fetched

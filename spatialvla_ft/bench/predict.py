@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..heads.chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
+from ..heads.decoding import type_slices
+from ..heads.gemma_layers import TextLayers
 from ..memory.sizes import bench_inputs, bench_model, check_size, parameters
 from ..memory.tensor_bytes import TensorBytes
-from ..models.chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
-from ..models.decoding import type_slices
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
-from ..models.text_layers import TextLayers
 from .figures import Machine, Report, Times, Work, count_flops, in_turns, measure_machine
 
 STAGES = ("depth", "vision", "prefill", "decode", "head")

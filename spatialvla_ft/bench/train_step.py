@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..heads.decoding import type_slices
 from ..memory.sizes import bench_inputs, bench_model, check_size
 from ..memory.tensor_bytes import TensorBytes
-from ..models.checkpointing import checkpoint_activations
 from ..models.configuration_spatialvla import SpatialVLAConfig
-from ..models.decoding import type_slices
 from ..models.lora import attach_lora
+from ..models.memory import checkpoint_activations
 from .figures import Report, Work, count_flops, in_turns, measure_machine
 
 BATCH = {"tiny": 4, "100m": 4, "4b": 32}

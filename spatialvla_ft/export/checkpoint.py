@@ -11,7 +11,7 @@ import torch
 
 from ..files import appears_whole, even_modes, refuse_used
 from ..models.configuration_spatialvla import SpatialVLAConfig
-from ..models.dtypes import cast_weights
+from ..models.memory import cast_weights
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..policy.stored import VerifyReport, run_model

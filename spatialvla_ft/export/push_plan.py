@@ -9,7 +9,7 @@ from typing import Any
 
 from ..hub.plan import LARGEST, REPO_ID, SECRET, PushError, PushFile, PushPlan
 from ..models.base_place import BASE_FILE
-from ..models.loading_report import absent_shards, broken_files
+from ..models.checkpoint_files import absent_shards, broken_files
 from ..models.lora import ROWS_FILE, is_adapter
 from ..near import near_path
 from ..policy.stored import STORED_FILE

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
+from ..models.action_tables import set_action_counts
+from ..models.checkpoint_files import fill_from_processor_config
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..models.released import fill_from_processor_config
-from ..models.resize import set_action_counts
 from ..models.small import small_config, small_processor
 from ..training.build import observation_fields
 from ..training.recipe import Recipe, RecipeError

@@ -1,7 +1,12 @@
-"""Which attention kernels the text tower may run, and why not the others.
+"""The text tower's attention: which kernels it may run, and who may look at whom.
 
 Gemma 2 bounds its attention scores with a soft cap. `eager` and `flex_attention` apply it; `sdpa`
 cannot, and depending on the version transformers drops it without a word, which changes logits.
+
+A sequence is prefix (image tokens, prompt) then suffix (action tokens). The suffix is causal. The
+prefix is bidirectional in the published method; `prefix_mask="causal"` makes it causal, which is
+what the released training scripts did by way of their attention kernel. The mask is explicit and
+independent of the kernel.
 """
 
 from __future__ import annotations
@@ -9,7 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from transformers import Cache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from .configuration_spatialvla import SpatialVLAConfig
 
 TEXT_KERNELS = ("eager", "flex_attention")
 
@@ -57,3 +67,46 @@ def check_kernel(language_model: nn.Module, inputs_embeds: Tensor) -> None:
             "flex_attention has no backward on the CPU: train with attn_implementation='eager' "
             "there (the numbers are the same), or on a GPU; to predict, use torch.no_grad()"
         )
+
+
+def suffix_from_ids(input_ids: Int[Tensor, "B T"], begin: int, count: int) -> Int[Tensor, "B T"]:
+    """Token types read off the ids: 0 up to the first action token, 1 from there on."""
+    is_action = (input_ids >= begin) & (input_ids < begin + count)
+    return (is_action.cumsum(-1) > 0).long()
+
+
+def attention_masks(
+    config: SpatialVLAConfig,
+    inputs_embeds: Tensor,
+    attention_mask: Int[Tensor, "B T"] | None,
+    token_type_ids: Int[Tensor, "B T"] | None,
+    past_key_values: Cache | None,
+) -> dict[str, Any]:
+    """Masks for Gemma 2's full and sliding layers, in the form its attention kernel takes.
+
+    Args:
+        config: decides on `prefix_mask` and `compatibility`.
+        inputs_embeds: for batch, length and dtype.
+        attention_mask: 1 for real tokens, 0 for pads, over past and present.
+        token_type_ids: 0 prefix, 1 suffix, for the present tokens; None when all are suffix (a
+            decoding step).
+        past_key_values: the cache, if any.
+    """
+    common: dict[str, Any] = {
+        "config": config.text_config,
+        "inputs_embeds": inputs_embeds,
+        "attention_mask": attention_mask,
+        "past_key_values": past_key_values,
+    }
+    if token_type_ids is not None and config.prefix_mask == "bidirectional":
+        prefix: Bool[Tensor, "B T"] = token_type_ids == 0
+        if config.compatibility == "released" and bool((token_type_ids == 1).any()):
+            # The released training mask shows every 'type 0' position, pads included, to everyone.
+            common["attention_mask"] = None
+            common["or_mask_function"] = lambda b, h, q, kv: prefix[b, kv]
+        else:
+            common["block_sequence_ids"] = torch.where(prefix, 0, -1)
+    return {
+        "full_attention": create_causal_mask(**common),
+        "sliding_attention": create_sliding_window_causal_mask(**common),
+    }

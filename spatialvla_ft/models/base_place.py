@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .released import asked_hub, hub_reason, refuse_out_of_reach
+from .checkpoint_files import asked_hub, hub_reason, refuse_out_of_reach
 
 BASE_FILE = "base.json"
 FROM_HERE = "base_from_here"

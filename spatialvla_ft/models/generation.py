@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import Cache, GenerationMixin
 from transformers.utils import ModelOutput
 
+from .attention import attention_masks
 from .configuration_spatialvla import SpatialVLAConfig
-from .masks import attention_masks
 
 OBSERVATION_INPUTS = ("pixel_values", "intrinsics", "depth", "camera_poses", "proprio")
 """What goes in with the prompt, and never again."""

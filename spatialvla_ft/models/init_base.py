@@ -24,11 +24,11 @@ from transformers.initialization import no_init_weights
 
 from ..actions.grid import ActionGrid
 from ..near import near_path
-from .action_rows import text_like_table
+from .action_tables import text_like_table
 from .camera_inputs import image_processor
+from .checkpoint_files import check_loaded, readable_weights, shown
 from .configuration_spatialvla import SpatialVLAConfig
 from .ego3d import Ego3DPositionEmbedding
-from .loading_report import check_loaded, readable_weights, shown
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import IMAGE_TOKEN, SpatialVLAProcessor
 

@@ -14,11 +14,15 @@ from typing import Any, Literal, Self
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from .action_head import joined_weights
+from .action_tables import joined_weights
 from .attention import refuse_kernel, text_kernel
+from .checkpoint_files import (
+    check_loaded,
+    fill_from_processor_config,
+    readable_weights,
+    refuse_no_place,
+)
 from .configuration_spatialvla import SpatialVLAConfig
-from .loading_report import check_loaded, readable_weights
-from .released import fill_from_processor_config, refuse_no_place
 
 TABLE = "spatial_embed_tokens.weight"
 SIGLIP = re.compile(r"^(vision_tower\.)(?!vision_model\.)")

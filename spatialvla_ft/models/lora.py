@@ -20,13 +20,12 @@ from torch import Tensor
 
 from ..actions.adapt import adapt_embeddings
 from ..actions.grid import ActionGrid
-from .action_head import ACTION_HEAD, join_action_head, separate_action_head
+from .action_tables import ACTION_HEAD, join_action_head, separate_action_head, set_action_rows
 from .base_place import BASE_FILE, base_entry, find_base, read_base
-from .dtypes import cast_weights
 from .lora_targets import TARGETS
+from .memory import cast_weights
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .processing_spatialvla import SpatialVLAProcessor
-from .resize import set_action_rows
 from .small import ordered_table
 
 ROWS_FILE = "spatial_rows.safetensors"

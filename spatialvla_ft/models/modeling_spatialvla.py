@@ -29,13 +29,12 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..depth.zoe import PerImageMetricHeads, PerImageZoeDepth
-from .attention import check_kernel, refuse_kernel
+from ..heads.decoding import greedy_actions
+from .attention import attention_masks, check_kernel, refuse_kernel, suffix_from_ids
 from .configuration_spatialvla import SpatialVLAConfig
-from .decoding import greedy_actions
 from .ego3d import Ego3DPositionEmbedding
 from .generation import PrefixGeneration
 from .loading import CheckpointLoading
-from .masks import attention_masks, suffix_from_ids
 from .observation import ObservationTokens
 from .stem import ConvStem
 from .vision import SpatialVision

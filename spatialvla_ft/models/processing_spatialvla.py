@@ -25,7 +25,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from ..actions.grid import ActionGrid
 from ..actions.grid_io import from_processor_config, to_processor_config
 from ..actions.normalise import ActionStatistics, normalise, unnormalise
-from ..actions.tokenizer import SpatialActionTokenizer
+from ..actions.tokenizer import SpatialActionTokenizer, with_action_tokens
 from ..pictures import rgb_bytes
 from .camera_inputs import (
     known_intrinsics,
@@ -36,10 +36,9 @@ from .camera_inputs import (
     square_depth,
     square_intrinsics,
 )
+from .checkpoint_files import image_tokens, read_processor_config
 from .configuration_spatialvla import SpatialVLAConfig
 from .observation import ObservationLayout
-from .released import image_tokens, read_processor_config
-from .resize import with_action_tokens
 
 logger = logging.getLogger(__name__)
 

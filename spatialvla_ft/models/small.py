@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..actions.grid import ActionGrid
 from ..actions.tokenizer import SpatialActionTokenizer
-from .action_rows import ordered_table
+from .action_tables import ordered_table
 from .camera_inputs import image_processor
 from .configuration_spatialvla import SpatialVLAConfig
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration

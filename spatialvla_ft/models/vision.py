@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from ..depth.zoe import estimate_depth
-from .cuda_graphs import beside, mark
+from ..heads.cuda_graphs import beside, mark
 from .ego3d import in_reference_frame, patch_points
 
 

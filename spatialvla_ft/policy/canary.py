@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from transformers.models.gemma2 import modeling_gemma2
 
-from ..models.decoding import type_slices
+from ..heads.decoding import type_slices
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from .stored import ACTION_TOLERANCE, Stored, StoredComparison, compare_stored

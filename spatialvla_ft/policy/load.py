@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from ..models.checkpoint_files import refuse_out_of_reach
 from ..models.lora import is_adapter, load_with_adapter, refuse_base_of_whole
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..models.released import refuse_out_of_reach
 from .canary import BlindModelError, check_sight
 from .stored import read_stored
 

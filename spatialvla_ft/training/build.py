@@ -27,11 +27,11 @@ from ..data.samples import SampleDataset
 from ..data.stats.fits import MixtureActions
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
+from ..models.checkpoint_files import refuse_out_of_reach
 from ..models.lora import adapt_to_grid, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..models.released import refuse_out_of_reach
 from ..models.small import small_model, small_processor
 from ..near import no_checkpoint
 from ..policy.depth import SampleDepth

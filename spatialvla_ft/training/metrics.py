@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..actions.spaces import ActionSpace
+from ..heads.decoding import type_slices
 from ..models.configuration_spatialvla import SpatialVLAConfig
-from ..models.decoding import type_slices
 from ..models.processing_spatialvla import SpatialVLAProcessor
 
 MANY_LETTERS = 4

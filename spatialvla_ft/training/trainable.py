@@ -16,12 +16,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from ..models.action_head import ACTION_HEAD, separate_action_head
-from ..models.checkpointing import checkpoint_activations
-from ..models.dtypes import cast_frozen
+from ..models.action_tables import ACTION_HEAD, separate_action_head
 from ..models.lora import attach_lora
+from ..models.memory import cast_frozen, checkpoint_activations, quantise
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
-from ..models.quantise import quantise
 from .recipe import Recipe, RecipeError, Train
 
 

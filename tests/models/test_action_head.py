@@ -10,7 +10,11 @@ from safetensors.torch import load_file
 from tiny_world import tiny_inputs, tiny_model, tiny_processor
 
 from spatialvla_ft import SpatialVLAForConditionalGeneration
-from spatialvla_ft.models.action_head import join_action_head, separate_action_head
+from spatialvla_ft.models.action_tables import (
+    join_action_head,
+    separate_action_head,
+    set_action_rows,
+)
 from spatialvla_ft.models.lora import (
     attach_lora,
     fingerprint,
@@ -19,7 +23,6 @@ from spatialvla_ft.models.lora import (
     save_adapter,
     spatial_rows,
 )
-from spatialvla_ft.models.resize import set_action_rows
 from spatialvla_ft.policy.load import load_policy_model
 
 HEAD = "language_model.lm_head.weight"

@@ -12,8 +12,7 @@ from tiny_world import row_of, tiny_inputs, tiny_model, tiny_processor
 from torch.nn.attention.flex_attention import create_mask
 
 from spatialvla_ft import SpatialVLAConfig, SpatialVLAForConditionalGeneration
-from spatialvla_ft.models.attention import text_kernel
-from spatialvla_ft.models.masks import attention_masks
+from spatialvla_ft.models.attention import attention_masks, text_kernel
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")

@@ -21,7 +21,7 @@ from spatialvla_ft.cli.main import app
 from spatialvla_ft.export.adapter import export_adapter
 from spatialvla_ft.export.inputs import random_inputs
 from spatialvla_ft.export.lineage import read_lineage
-from spatialvla_ft.models import released
+from spatialvla_ft.models import checkpoint_files
 from spatialvla_ft.models.base_place import find_base
 from spatialvla_ft.models.lora import (
     attach_lora,
@@ -133,8 +133,8 @@ def unreached(monkeypatch):
     def client(*_, **__):
         raise AssertionError("the Hub's own client was started")
 
-    monkeypatch.setattr(released, "HfApi", Silent)
-    monkeypatch.setattr(released, "cached_file", client)
+    monkeypatch.setattr(checkpoint_files, "HfApi", Silent)
+    monkeypatch.setattr(checkpoint_files, "cached_file", client)
     return asked
 
 
@@ -146,7 +146,7 @@ def test_a_moved_base_is_named_at_once_with_the_option(gone, monkeypatch, before
     asked = unreached(monkeypatch)
     with pytest.raises(ValueError, match=rf"bases/one is no checkpoint folder.*{CURE}"):
         load_with_adapter(gone)
-    assert asked == [("bases/one", released.HUB_SECONDS)] * before
+    assert asked == [("bases/one", checkpoint_files.HUB_SECONDS)] * before
 
 
 def test_the_option_is_one_of_every_command_that_loads_an_adapter(gone, monkeypatch, tmp_path):
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_is_not_there_is_said_at_once_too(monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"exports/b: there is no folder of this name.*no route"):
         load_policy_model("exports/b")
-    assert asked == [("exports/b", released.HUB_SECONDS)]
+    assert asked == [("exports/b", checkpoint_files.HUB_SECONDS)]
     done = CliRunner().invoke(app, ["eval", "open-loop", "exports/b", "data"])
     assert done.exit_code == 1
     assert "exports/b: there is no folder" in done.stderr

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_world import row_of, tiny_inputs, tiny_model, tiny_processor
 
-from spatialvla_ft.models import chunk_decoder, cuda_graphs, decoding
+from spatialvla_ft.heads import chunk_decoder, cuda_graphs, decoding
+from spatialvla_ft.heads.gemma_layers import Masks, TextLayers, why_not_direct
 from spatialvla_ft.models.lora import attach_lora
-from spatialvla_ft.models.text_layers import Masks, TextLayers, why_not_direct
 
 ROUNDING = 2e-4
 """Of hidden states, normalised, up to 4 in size, in float32. Two ways to the same ones differ by

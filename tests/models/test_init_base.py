@@ -23,7 +23,7 @@ from transformers import (
 
 from spatialvla_ft import SpatialVLAForConditionalGeneration, SpatialVLAProcessor
 from spatialvla_ft.actions.grid import ActionGrid
-from spatialvla_ft.models.action_rows import text_like_table, token_features
+from spatialvla_ft.models.action_tables import text_like_table, token_features
 from spatialvla_ft.models.init_base import TEXT_EMBEDDINGS, assemble_base
 
 GRID = ActionGrid.uniform(bins=BINS)

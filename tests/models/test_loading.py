@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_world import picture
 
 from spatialvla_ft import SpatialVLAForConditionalGeneration, SpatialVLAProcessor
-from spatialvla_ft.models.released import read_processor_config
+from spatialvla_ft.models.checkpoint_files import read_processor_config
 
 TABLE = "spatial_embed_tokens.weight"
 

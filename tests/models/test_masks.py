@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_world import row_of, tiny_inputs, tiny_model, tiny_processor
 
-from spatialvla_ft.models.masks import attention_masks, suffix_from_ids
+from spatialvla_ft.models.attention import attention_masks, suffix_from_ids
 
 PREFIXES = pytest.mark.parametrize("prefix", ["bidirectional", "causal"])
 

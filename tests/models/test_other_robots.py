@@ -11,6 +11,8 @@ from transformers import AutoTokenizer
 from spatialvla_ft import SpatialVLAConfig, SpatialVLAForConditionalGeneration, SpatialVLAProcessor
 from spatialvla_ft.actions import ActionGrid, adapt_embeddings
 from spatialvla_ft.actions.spaces import joint_space, translation_delta, two_arms_delta
+from spatialvla_ft.actions.tokenizer import with_action_tokens
+from spatialvla_ft.models.checkpoint_files import fill_from_processor_config
 from spatialvla_ft.models.lora import (
     adapt_to_grid,
     attach_lora,
@@ -19,8 +21,6 @@ from spatialvla_ft.models.lora import (
     save_adapter,
     spatial_rows,
 )
-from spatialvla_ft.models.released import fill_from_processor_config
-from spatialvla_ft.models.resize import with_action_tokens
 from spatialvla_ft.models.small import ordered_table, small_processor
 
 CHUNK = 2

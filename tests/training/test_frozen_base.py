@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from spatialvla_ft import SpatialVLAForConditionalGeneration
 from spatialvla_ft.models.lora import fingerprint, load_with_adapter, merge_adapter
-from spatialvla_ft.models.quantise import quantise
+from spatialvla_ft.models.memory import quantise
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.recipe import RecipeError

@@ -23,10 +23,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .chunk_decoder import MAX_BRANCHES, ChunkDecoder
-from .text_layers import TextLayers
+from .gemma_layers import TextLayers
 
 if TYPE_CHECKING:
-    from .modeling_spatialvla import SpatialVLAForConditionalGeneration
+    from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 

@@ -20,14 +20,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from .attention import refuse_kernel
+from ..models.attention import refuse_kernel
 from .chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
 from .cuda_graphs import can_capture, graphed_greedy
-from .text_layers import TextLayers, why_not_direct
+from .gemma_layers import TextLayers, why_not_direct
 
 if TYPE_CHECKING:
-    from .configuration_spatialvla import SpatialVLAConfig
-    from .modeling_spatialvla import SpatialVLAForConditionalGeneration
+    from ..models.configuration_spatialvla import SpatialVLAConfig
+    from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .text_layers import Masks, Rotation, TextLayers
+from .gemma_layers import Masks, Rotation, TextLayers
 
 if TYPE_CHECKING:
-    from .modeling_spatialvla import SpatialVLAForConditionalGeneration
+    from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 MAX_BRANCHES = 2
 """Slots of at most so many ids are tried in all of them; passes of 3 tokens cost what 1 costs."""
