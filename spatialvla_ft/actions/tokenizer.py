@@ -150,8 +150,7 @@ def _edit(path: Path, key: str, begin: int, count: int) -> None:
         }
     else:  # [{"id": 1736, "content": ...}]
         like = next(entry for entry in old if entry["id"] == begin)
-        kept = [entry for entry in old if entry["id"] < begin]
-        content[key] = kept + [
+        content[key] = [entry for entry in old if entry["id"] < begin] + [
             {**like, "id": begin + i, "content": action_token(i)} for i in range(count)
         ]
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

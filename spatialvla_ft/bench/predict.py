@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..heads.chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
-from ..heads.decoding import type_slices
 from ..heads.gemma_layers import TextLayers
 from ..memory.sizes import bench_inputs, bench_model, check_size, parameters
 from ..memory.tensor_bytes import TensorBytes
@@ -50,7 +49,7 @@ def bench_predict(size: str, *, device: str = "cpu", rounds: int = 7) -> Report:
     model = bench_model(size, device=device)
     inputs = bench_inputs(model.config, device=device)
     chunk = model.config.action_chunk_size
-    tokens = len(type_slices(model.config)) * chunk
+    tokens = len(model.token_writer.slots)
     with torch.inference_mode():
         parts = _parts(model, inputs)
     without_depth = {name: tensor for name, tensor in inputs.items() if name != "depth"}
@@ -97,20 +96,22 @@ def _parts(model: SpatialVLAForConditionalGeneration, inputs: dict[str, Tensor])
     pixels, ids = inputs["pixel_values"], inputs["input_ids"]
     seen = {name: inputs[name] for name in ("pixel_values", "intrinsics", "depth")}
     embeds, _ = model.embed_inputs(ids, **seen)
-    slots = list(type_slices(model.config)) * model.config.action_chunk_size
+    slots = model.token_writer.slots
 
     def prepared() -> ChunkDecoder:
         layers = TextLayers(model.language_model.model)
         mask = inputs["attention_mask"]
-        return ChunkDecoder(model, layers, slots, ids.shape[1], embeds, mask, padded=False)
+        return ChunkDecoder(model.token_writer, layers, ids.shape[1], embeds, mask, padded=False)
 
     ready = prepared()
     cache = ready.layers.empty_cache(1, ids.shape[1] + len(slots) + MAX_BRANCHES, embeds)
     hidden = ready.read_prompt(embeds, cache)
 
+    tokens = model.grid_tokens
+
     def head() -> None:
         for rows in slots:
-            best_of_slot(model, hidden, rows)
+            best_of_slot(tokens, hidden, rows)
 
     return _Parts(
         depth=_quietly(lambda: model.depth_of(pixels)),
@@ -163,7 +164,7 @@ def _add_floor(
     report.add("product", machine.flops / 1e12, "TFLOP/s", "a big matrix product, same dtype")
     size = model.dtype.itemsize
     counts = parameters(model)
-    slots = list(type_slices(model.config)) * model.config.action_chunk_size
+    slots = model.token_writer.slots
     passes = parts.passes
     width = model.config.text_config.hidden_size
     read = {

@@ -92,7 +92,7 @@ def _step(
     def step() -> None:
         leaf = hidden.detach().requires_grad_()
         keep = "labels" if rows == "labels" else 0
-        loss, logits = model.loss_and_logits(leaf, labels, keep)
+        loss, logits = model.grid_tokens.loss_and_logits(leaf, labels, keep)
         del logits
         loss.backward()
         model.language_model.lm_head.weight.grad = None

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads.decoding import type_slices
 from ..memory.sizes import bench_inputs, bench_model, check_size
 from ..memory.tensor_bytes import TensorBytes
 from ..models.configuration_spatialvla import SpatialVLAConfig
@@ -79,7 +78,7 @@ def training_inputs(config: SpatialVLAConfig, batch: int, *, device: str) -> dic
     """`batch` prompts with a chunk of actions each, as the collator makes them."""
     one = bench_inputs(config, device="cpu")
     generator = torch.Generator().manual_seed(1)
-    slots = list(type_slices(config)) * config.action_chunk_size
+    slots = config.action_slots * config.action_chunk_size
     ids = [torch.randint(s.start, s.stop, (batch, 1), generator=generator) for s in slots]
     actions = torch.cat(ids, dim=1) + config.action_token_begin_idx
     end = torch.full((batch, 1), config.eos_token_id)

@@ -11,6 +11,7 @@ Shape letters: B batch, S side of the square picture, Z side of ZoeDepth's input
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -56,10 +57,11 @@ class PerImageMetricHeads(ZoeDepthMultipleMetricDepthEstimationHeads):
 class PerImageZoeDepth(ZoeDepthForDepthEstimation):
     """ZoeDepth that is independent of the batch and always in evaluation mode."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, vote_over_batch: bool = False) -> None:
         super().__init__(config)
         if isinstance(self.metric_head, ZoeDepthMultipleMetricDepthEstimationHeads):
             self.metric_head = PerImageMetricHeads(config)
+            self.metric_head.vote_over_batch = vote_over_batch
             self.post_init()
         super().train(False)
 
@@ -101,3 +103,28 @@ def estimate_depth(
         zoe_side = zoe_side[0]
     raw = zoe(pixel_values=zoe_input(pixels.to(dtype), zoe_side).to(zoe.dtype)).predicted_depth
     return unpad_depth(raw.to(dtype), pixels.shape[-1])
+
+
+# ---------------------------------------------------------------- beside the vision tower
+
+
+def mark(tensor: Tensor) -> torch.cuda.Event | None:
+    """The moment until which a tensor's stream has got, on a GPU."""
+    return torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+
+def beside(since: torch.cuda.Event | None, work: Callable[[], Tensor]) -> Tensor:
+    """What `work` makes, started at `since` rather than after what was launched in the meantime.
+
+    It runs on a stream of its own, which the present stream then waits for. Without a GPU (None)
+    it simply runs.
+    """
+    if since is None:
+        return work()
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_event(since)
+    with torch.cuda.stream(side):
+        made = work()
+    main.wait_stream(side)
+    made.record_stream(main)
+    return made

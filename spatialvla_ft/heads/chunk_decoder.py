@@ -9,27 +9,46 @@ and value heads, M room for tokens, C head size, D hidden size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 
 from .gemma_layers import Masks, Rotation, TextLayers
-
-if TYPE_CHECKING:
-    from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from .grid_tokens import GridTokens
 
 MAX_BRANCHES = 2
 """Slots of at most so many ids are tried in all of them; passes of 3 tokens cost what 1 costs."""
 
 
+@dataclass(frozen=True)
+class TokenWriter:
+    """What of a model writes a chunk of action tokens.
+
+    Attributes:
+        tokens: tables of the action tokens.
+        text: the language model without its head, in evaluation mode.
+        slots: head rows of each token to predict, counted from the first action token.
+        whole_prefix: whether the prompt's tokens see each other whole, rather than causally.
+        kept: where a prediction leaves what the next one uses again: its cache, or its graphs.
+    """
+
+    tokens: GridTokens
+    text: Gemma2Model
+    slots: tuple[slice, ...]
+    whole_prefix: bool
+    kept: dict[str, Any]
+
+
 def best_of_slot(
-    model: SpatialVLAForConditionalGeneration, hidden: Float[Tensor, "B D"], rows: slice
+    tokens: GridTokens, hidden: Float[Tensor, "B D"], rows: slice
 ) -> Int[Tensor, " B"]:
     """Most likely token of a slot, counted from the first action token."""
-    logits = model.soft_cap(F.linear(hidden, model.head_rows(rows)))
+    logits = tokens.soft_cap(F.linear(hidden, tokens.rows(rows)))
     return logits.argmax(-1) + rows.start
 
 
@@ -39,9 +58,8 @@ class ChunkDecoder:
     No pass asks a tensor for its value, so on a GPU the whole of `__call__` can be captured.
 
     Args:
-        model: whose tables and head are read.
-        layers: its language model.
-        slots: head rows of each token to predict.
+        writer: what is to be written, and with which tables.
+        layers: of its language model.
         length: of the prompt, pads included.
         like: a tensor of the model's dtype and device.
         attention_mask: 1 for real tokens, 0 for the pads on the left.
@@ -50,22 +68,23 @@ class ChunkDecoder:
 
     def __init__(
         self,
-        model: SpatialVLAForConditionalGeneration,
+        writer: TokenWriter,
         layers: TextLayers,
-        slots: list[slice],
         length: int,
         like: Tensor,
         attention_mask: Int[Tensor, "B T"],
         padded: bool,
     ) -> None:
-        self.model, self.layers, self.slots, self.length = model, layers, slots, length
-        total = length + len(slots)
+        self.tokens, self.slots = writer.tokens, writer.slots
+        self.whole_prefix = writer.whole_prefix
+        self.layers, self.length = layers, length
+        total = length + len(self.slots)
         positions = torch.arange(1, total + 1, device=like.device)[None]
         pads = None
         if padded:
             leading = (attention_mask.long().cumsum(-1) == 0).sum(-1, keepdim=True)
             positions = (positions - leading).clamp_min(1)
-            seen = F.pad(attention_mask, (0, len(slots) + MAX_BRANCHES), value=1)
+            seen = F.pad(attention_mask, (0, len(self.slots) + MAX_BRANCHES), value=1)
             pads = _bias(seen.bool()[:, None, None, None], like)
         self.rotation = layers.rotation(positions, like)
         self.pads = pads
@@ -91,17 +110,17 @@ class ChunkDecoder:
 
     def write_actions(self, hidden: Float[Tensor, "B D"], cache: Tensor) -> Int[Tensor, "B N"]:
         """Absolute ids of the chunk, from the hidden state and the cache of its prompt."""
-        ids = [best_of_slot(self.model, hidden, self.slots[0])]
+        ids = [best_of_slot(self.tokens, hidden, self.slots[0])]
         while len(ids) < len(self.slots):
             place = self.length + len(ids) - 1
             rows = self.slots[len(ids)]
             if self.branches(len(ids)):
                 ids += self._branch(ids[-1], rows, self.slots[len(ids) + 1], place, cache)
             else:
-                x = self.model.embed_actions(ids[-1][:, None])
+                x = self.tokens.embed_actions(ids[-1][:, None])
                 hidden = self._pass(x, self.rotation.at(slice(place, place + 1)), cache, place)
-                ids.append(best_of_slot(self.model, hidden[:, 0], rows))
-        return torch.stack(ids, dim=-1) + self.model.config.action_token_begin_idx
+                ids.append(best_of_slot(self.tokens, hidden[:, 0], rows))
+        return torch.stack(ids, dim=-1) + self.tokens.begin
 
     def branches(self, slot: int) -> bool:
         """Whether this slot is tried in all its ids, so that the slot after it costs no pass."""
@@ -124,7 +143,7 @@ class ChunkDecoder:
         """The next two tokens in one pass: every id of the short slot stands behind `token`."""
         count = rows.stop - rows.start
         tries = torch.arange(rows.start, rows.stop, device=token.device).expand(len(token), -1)
-        x = self.model.embed_actions(torch.cat((token[:, None], tries), dim=-1))
+        x = self.tokens.embed_actions(torch.cat((token[:, None], tries), dim=-1))
         ahead = self.rotation.at(slice(place + 1, place + 2))
         both = (
             torch.cat((here, there.expand(-1, -1, count, -1)), dim=2)
@@ -135,14 +154,14 @@ class ChunkDecoder:
         )
         bias = self.branch_bias[: 1 + count, : 1 + count]
         hidden = self._pass(x, Rotation(*both), cache, place, bias)
-        short = best_of_slot(self.model, hidden[:, 0], rows)
+        short = best_of_slot(self.tokens, hidden[:, 0], rows)
         taken = short - rows.start
         # What stays in the cache behind `token` is the branch that was taken.
         room = cache[:, :, :, :, place + 1 : place + 1 + count]
         index = taken.view(1, 1, -1, 1, 1, 1).expand(*room.shape[:4], 1, room.shape[-1])
         cache[:, :, :, :, place + 1 : place + 2] = room.gather(4, index)
         chosen = hidden[:, 1:].gather(1, taken.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1]))
-        return [short, best_of_slot(self.model, chosen[:, 0], after)]
+        return [short, best_of_slot(self.tokens, chosen[:, 0], after)]
 
     def _pass(
         self,
@@ -158,7 +177,7 @@ class ChunkDecoder:
 
     def _prompt_masks(self, like: Tensor) -> Masks:
         """The prefix sees itself whole, or causally; pads are seen by nobody."""
-        if self.model.config.prefix_mask == "bidirectional":
+        if self.whole_prefix:
             return Masks(self.pads, self.pads)
         at = torch.arange(self.length, device=like.device)
         distance = at[:, None] - at

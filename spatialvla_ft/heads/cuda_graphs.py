@@ -1,4 +1,4 @@
-"""On a GPU: a whole chunk as one CUDA graph, and depth beside vision on a second stream.
+"""On a GPU: a whole chunk as one CUDA graph.
 
 A decoding pass of a 4 B model keeps a GPU busy for a millisecond, while Python needs several to
 launch it. So the prompt's pass and all passes of the chunk are captured once per batch size and
@@ -14,19 +14,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .chunk_decoder import MAX_BRANCHES, ChunkDecoder
+from .chunk_decoder import MAX_BRANCHES, ChunkDecoder, TokenWriter
 from .gemma_layers import TextLayers
-
-if TYPE_CHECKING:
-    from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +35,7 @@ class GraphedChunk:
     """One captured graph: embeddings of a prompt in, ids of a chunk out.
 
     Args:
-        model: plain linear layers, on a GPU.
-        slots: head rows of each token.
+        writer: of a language model of plain linear layers, on a GPU.
         embeds: (B, T, D) of the first prompt, padded to the graph's length.
         attention_mask: (B, T), pads on the left.
 
@@ -50,21 +45,19 @@ class GraphedChunk:
 
     def __init__(
         self,
-        model: SpatialVLAForConditionalGeneration,
-        slots: list[slice],
+        writer: TokenWriter,
         embeds: Float[Tensor, "B T D"],
         attention_mask: Int[Tensor, "B T"],
     ) -> None:
         self.embeds, self.mask = embeds.clone(), attention_mask.clone()
         batch, length, _ = embeds.shape
-        text = model.language_model.model
-        cache = TextLayers(text).empty_cache(batch, length + len(slots) + MAX_BRANCHES, embeds)
+        text = writer.text
+        room = length + len(writer.slots) + MAX_BRANCHES
+        cache = TextLayers(text).empty_cache(batch, room, embeds)
 
         def passes() -> Tensor:
             layers = TextLayers(text)  # in here: what it computes of the weights is captured, too
-            decoder = ChunkDecoder(
-                model, layers, slots, length, self.embeds, self.mask, padded=True
-            )
+            decoder = ChunkDecoder(writer, layers, length, self.embeds, self.mask, padded=True)
             return decoder(self.embeds, cache)
 
         side = torch.cuda.Stream()
@@ -102,33 +95,33 @@ class GraphStore:
         return GraphStore, ()
 
 
-def can_capture(model: SpatialVLAForConditionalGeneration, embeds: Tensor) -> bool:
+def can_capture(writer: TokenWriter, embeds: Tensor) -> bool:
     """Whether a chunk may become a graph: on a GPU, and nothing Python decides at each layer.
 
     An adapter that is not merged can be switched or disabled between calls without a trace in the
     weights, so its model predicts eagerly; merge it for speed.
     """
-    layers = model.language_model.model.layers
-    linear = (m for layer in layers for n, m in layer.named_modules() if n.endswith("_proj"))
+    linear = (
+        m for layer in writer.text.layers for n, m in layer.named_modules() if n.endswith("_proj")
+    )
     return embeds.is_cuda and all(type(module) is nn.Linear for module in linear)
 
 
 @torch.inference_mode()
 def graphed_greedy(
-    model: SpatialVLAForConditionalGeneration,
+    writer: TokenWriter,
     embeds: Float[Tensor, "B T D"],
     attention_mask: Int[Tensor, "B T"],
-    slots: list[slice],
 ) -> Int[Tensor, "B N"] | None:
     """Ids of a chunk by replaying its graph; None if it cannot be captured (a warning says why)."""
     embeds, attention_mask = pad_left(embeds, attention_mask)
-    rows = tuple((where.start, where.stop) for where in slots)
-    key = (tuple(embeds.shape), embeds.dtype, embeds.device, rows, _weights(model))
-    store: GraphStore = model.__dict__.setdefault("_graphs", GraphStore())
+    rows = tuple((where.start, where.stop) for where in writer.slots)
+    key = (tuple(embeds.shape), embeds.dtype, embeds.device, rows, _weights(writer))
+    store: GraphStore = writer.kept.setdefault("_graphs", GraphStore())
     with store.lock:
         if key not in store.graphs:
             try:
-                store.graphs[key] = GraphedChunk(model, slots, embeds, attention_mask)
+                store.graphs[key] = GraphedChunk(writer, embeds, attention_mask)
             except RuntimeError as error:
                 logger.warning("prediction runs without a CUDA graph, slower: %s", error)
                 store.graphs[key] = None
@@ -147,30 +140,9 @@ def pad_left(
     return F.pad(embeds, (0, 0, more, 0)), F.pad(attention_mask, (more, 0))
 
 
-def _weights(model: SpatialVLAForConditionalGeneration) -> int:
+def _weights(writer: TokenWriter) -> int:
     """Changes when a weight moves; a graph reads the addresses that it was captured with."""
-    tables = (module for name, module in model.named_children() if name == "spatial_embed_tokens")
-    modules = (model.language_model, *tables)
+    tokens = writer.tokens
+    tables = (tokens.lm_head, tokens.spatial, tokens.apart)
+    modules = (writer.text, *(table for table in tables if table is not None))
     return hash(tuple(p.data_ptr() for module in modules for p in module.parameters()))
-
-
-def mark(tensor: Tensor) -> torch.cuda.Event | None:
-    """The moment until which a tensor's stream has got, on a GPU."""
-    return torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
-
-
-def beside(since: torch.cuda.Event | None, work: Callable[[], Tensor]) -> Tensor:
-    """What `work` makes, started at `since` rather than after what was launched in the meantime.
-
-    It runs on a stream of its own, which the present stream then waits for. Without a GPU (None)
-    it simply runs.
-    """
-    if since is None:
-        return work()
-    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_event(since)
-    with torch.cuda.stream(side):
-        made = work()
-    main.wait_stream(side)
-    made.record_stream(main)
-    return made

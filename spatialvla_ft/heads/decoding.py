@@ -11,8 +11,8 @@ room for tokens, C head size, D hidden size.
 from __future__ import annotations
 
 import logging
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..models.attention import refuse_kernel
-from .chunk_decoder import MAX_BRANCHES, ChunkDecoder, best_of_slot
+from .chunk_decoder import MAX_BRANCHES, ChunkDecoder, TokenWriter, best_of_slot
 from .cuda_graphs import can_capture, graphed_greedy
 from .gemma_layers import TextLayers, why_not_direct
-
-if TYPE_CHECKING:
-    from ..models.configuration_spatialvla import SpatialVLAConfig
-    from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
@@ -35,50 +30,45 @@ ROOM_STEP = 64
 """Caches come in multiples of so many tokens, so that prompts of other lengths reuse them."""
 
 
-def type_slices(config: SpatialVLAConfig) -> tuple[slice, ...]:
-    """Rows of each slot's tokens, in the order of an action, counted from the first action token.
-
-    One arm has three slots: translation, rotation, gripper. Their number is the number of tokens
-    per action.
-    """
-    if config.action_token_counts is None:
-        raise ValueError(
-            f"the config does not say how its {config.spatial_token_num} action tokens divide into "
-            "slots, such as translation, rotation and gripper; set action_token_counts"
-        )
-    ends = list(accumulate(config.action_token_counts, initial=0))
-    return tuple(slice(start, stop) for start, stop in pairwise(ends))
-
-
-@torch.no_grad()
-def greedy_actions(
-    model: SpatialVLAForConditionalGeneration, inputs: dict[str, Tensor]
+def greedy(
+    writer: TokenWriter,
+    inputs: dict[str, Tensor],
+    embed: Callable[..., tuple[Tensor, Any]],
+    hidden_states: Callable[..., Tensor],
+    warn: bool = True,
 ) -> Int[Tensor, "B N"]:
-    """Absolute ids of the most likely tokens, N = slots of an action * action_chunk_size.
+    """Absolute ids of the most likely tokens, each among those of its slot.
 
     Args:
-        model: in evaluation mode.
+        writer: what is to be written.
         inputs: a prompt batch, left-padded if lengths differ.
+        embed: the inputs, without their mask, to the embeddings that the language model gets.
+        hidden_states: see `library_greedy`, which runs where somebody hooked into the layers.
+        warn: of that, since it is slower.
     """
-    refuse_kernel(model.language_model.config._attn_implementation)
-    prompt = _checked_prompt(model.config, inputs)
-    slots = list(type_slices(model.config)) * model.config.action_chunk_size
-    reason = why_not_direct(model.language_model.model)
+    prompt = checked_prompt(inputs, writer.tokens.begin)
+    reason = why_not_direct(writer.text)
     if reason is not None:
-        # A model that is being trained in shares knows it; anyone else may want to change it.
-        sharded = any(base.__name__ == "FSDPModule" for base in type(model).__mro__)
-        level = logging.DEBUG if sharded else logging.WARNING
+        level = logging.WARNING if warn else logging.DEBUG
         logger.log(level, "predict_action runs the library's slower forward, since %s", reason)
-        return library_greedy(model, prompt, slots)
+        return library_greedy(writer, prompt, hidden_states)
     attention_mask = prompt.pop("attention_mask")
-    embeds, _ = model.embed_inputs(**prompt)
-    return text_greedy(model, embeds, attention_mask, slots)
+    embeds, _ = embed(**prompt)
+    return text_greedy(writer, embeds, attention_mask)
 
 
-def _checked_prompt(config: SpatialVLAConfig, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs with an attention mask and without what prediction does not take."""
+def checked_prompt(inputs: dict[str, Tensor], begin: int) -> dict[str, Tensor]:
+    """The inputs with an attention mask and without what prediction does not take.
+
+    Args:
+        inputs: a prompt batch, left-padded if lengths differ.
+        begin: id of the first action token.
+
+    Raises:
+        ValueError: the sequences hold actions already, or are padded on the right.
+    """
     types = inputs.get("token_type_ids")
-    holds_actions = bool((inputs["input_ids"] >= config.action_token_begin_idx).any())
+    holds_actions = bool((inputs["input_ids"] >= begin).any())
     if "labels" in inputs or holds_actions or (types is not None and bool(types.any())):
         raise ValueError(
             "predict_action got a sequence that already holds actions; call the processor without "
@@ -96,15 +86,21 @@ def _checked_prompt(config: SpatialVLAConfig, inputs: dict[str, Tensor]) -> dict
 
 
 def library_greedy(
-    model: SpatialVLAForConditionalGeneration, prompt: dict[str, Tensor], slots: list[slice]
+    writer: TokenWriter, prompt: dict[str, Tensor], hidden_states: Callable[..., Tensor]
 ) -> Int[Tensor, "B N"]:
-    """Token by token through the library's own forward: for models that are sharded or hooked."""
-    cache = DynamicCache(config=model.config.text_config)
+    """Token by token through the library's own forward: for models that are sharded or hooked.
+
+    Args:
+        writer: what is to be written.
+        prompt: as `checked_prompt` gives it.
+        hidden_states: of inputs (B, T, D), behind a cache `past`.
+    """
+    cache = DynamicCache(config=writer.text.config)
     attention_mask, step = prompt["attention_mask"], prompt
     ids: list[Tensor] = []
-    for rows in slots:
-        hidden = model.last_hidden(**step, past_key_values=cache)
-        token = best_of_slot(model, hidden, rows)[:, None] + model.config.action_token_begin_idx
+    for rows in writer.slots:
+        hidden = hidden_states(**step, past=cache)[:, -1]
+        token = best_of_slot(writer.tokens, hidden, rows)[:, None] + writer.tokens.begin
         ids.append(token)
         attention_mask = F.pad(attention_mask, (0, 1), value=1)
         step = {"input_ids": token, "attention_mask": attention_mask}
@@ -112,36 +108,35 @@ def library_greedy(
 
 
 def text_greedy(
-    model: SpatialVLAForConditionalGeneration,
+    writer: TokenWriter,
     embeds: Float[Tensor, "B T D"],
     attention_mask: Int[Tensor, "B T"],
-    slots: list[slice],
 ) -> Int[Tensor, "B N"]:
     """The language model's part of a prediction, from the prompt's embeddings on."""
-    if can_capture(model, embeds):
-        ids = graphed_greedy(model, embeds, attention_mask, slots)
+    if can_capture(writer, embeds):
+        ids = graphed_greedy(writer, embeds, attention_mask)
         if ids is not None:
             return ids.clone()
     with torch.inference_mode():
-        layers = TextLayers(model.language_model.model)
+        layers = TextLayers(writer.text)
         padded = not bool(attention_mask.all())
         length = embeds.shape[1]
-        cache = borrow_cache(model, layers, embeds, length + len(slots) + MAX_BRANCHES)
-        decoder = ChunkDecoder(model, layers, slots, length, embeds, attention_mask, padded)
+        cache = borrow_cache(writer.kept, layers, embeds, length + len(writer.slots) + MAX_BRANCHES)
+        decoder = ChunkDecoder(writer, layers, length, embeds, attention_mask, padded)
         ids = decoder(embeds, cache)
-        give_back_cache(model, cache)
+        give_back_cache(writer.kept, cache)
     return ids.clone()  # an ordinary tensor, which autograd may save
 
 
 def borrow_cache(
-    model: SpatialVLAForConditionalGeneration, layers: TextLayers, like: Tensor, room: int
+    kept: dict[str, Any], layers: TextLayers, like: Tensor, room: int
 ) -> Float[Tensor, "2 L B K M C"]:
-    """The cache of the model's last prediction if it fits, else a new one.
+    """The cache of the last prediction if it fits, else a new one.
 
-    It is taken off the model while in use, so that two threads never share one.
+    It is taken away while in use, so that two threads never share one.
     """
     room = -(-room // ROOM_STEP) * ROOM_STEP
-    cache = model.__dict__.pop("_last_cache", None)
+    cache = kept.pop("_last_cache", None)
     wanted = (2, len(layers.layers), like.shape[0], layers.kv_heads, room, layers.head_dim)
     fits = cache is not None and cache.shape == wanted
     if fits and cache.dtype == like.dtype and cache.device == like.device:
@@ -149,6 +144,6 @@ def borrow_cache(
     return layers.empty_cache(like.shape[0], room, like)
 
 
-def give_back_cache(model: SpatialVLAForConditionalGeneration, cache: Tensor) -> None:
+def give_back_cache(kept: dict[str, Any], cache: Tensor) -> None:
     """Leave the cache for the next prediction."""
-    model.__dict__["_last_cache"] = cache
+    kept["_last_cache"] = cache

@@ -123,7 +123,7 @@ def separate_action_head(model: SpatialVLAForConditionalGeneration) -> None:
             "spatial_embed_tokens"
         )
     assert model.action_head_rows is None, "the action rows are separated already"
-    rows = model.head_rows(slice(0, model.config.spatial_token_num))
+    rows = model.grid_tokens.rows(slice(0, model.config.spatial_token_num))
     model.action_head_rows = nn.Embedding.from_pretrained(rows.clone(), freeze=False)
 
 
@@ -185,6 +185,7 @@ def set_action_rows(
     if config.use_spatial_token:
         _replace(model.spatial_embed_tokens, 0, had, table)
     set_action_counts(config, counts)
+    model.action_grid = None  # what these mean their caller knows
     for holder in (language.config, language, language.model):
         if hasattr(holder, "vocab_size"):
             holder.vocab_size = config.text_config.vocab_size

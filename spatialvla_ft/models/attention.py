@@ -110,3 +110,55 @@ def attention_masks(
         "full_attention": create_causal_mask(**common),
         "sliding_attention": create_sliding_window_causal_mask(**common),
     }
+
+
+def generation_masks(
+    config: SpatialVLAConfig,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | None,
+    past_key_values: Cache | None,
+    position_ids: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Masks of one step of `generate` with a static cache: the prompt is prefix, all else suffix.
+
+    Arguments are those of transformers' `create_masks_for_generate`.
+    """
+    types = token_type_ids
+    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        types = None
+    elif types is None:
+        shape, device = inputs_embeds.shape[:2], inputs_embeds.device
+        types = torch.zeros(shape, dtype=torch.long, device=device)
+    return attention_masks(config, inputs_embeds, attention_mask, types, past_key_values)
+
+
+def masks_and_positions(
+    config: SpatialVLAConfig,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | dict[str, Any] | None,
+    token_type_ids: Int[Tensor, "B T"] | None,
+    past_key_values: Cache | None,
+    position_ids: Int[Tensor, "B T"] | None,
+) -> dict[str, Any]:
+    """What Gemma 2 needs beside embeddings, where its caller has not worked it out already."""
+    past = past_key_values.get_seq_length() if past_key_values is not None else 0
+    if position_ids is None:
+        position_ids = positions(inputs_embeds, attention_mask, past)
+    if not isinstance(attention_mask, dict):
+        types = None if past else token_type_ids
+        attention_mask = attention_masks(
+            config, inputs_embeds, attention_mask, types, past_key_values
+        )
+    return {"attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+    """Positions from 1 at the first real token, so that pads on the left do not shift a sample."""
+    length = embeds.shape[1]
+    positions = torch.arange(1 + past, 1 + past + length, device=embeds.device).unsqueeze(0)
+    if attention_mask is None or isinstance(attention_mask, dict):
+        return positions
+    leading_pads = (attention_mask.long().cumsum(-1) == 0).sum(-1, keepdim=True)
+    return (positions - leading_pads).clamp_min(1)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -27,6 +28,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from ..actions.grid import ActionGrid
+from ..actions.grid_io import from_processor_config
 from ..near import near_path
 from .configuration_spatialvla import SpatialVLAConfig
 
@@ -61,6 +64,21 @@ def read_json(source: str | Path, name: str, **hub: Any) -> dict[str, Any] | Non
             beside = near_path(source) if Path(source).parent.is_dir() else ""
             raise ValueError(f"{source}: {reason}{beside}") from error
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """One JSON file as checkpoints have them; arrays and enumerations become plain values."""
+    path.write_text(
+        json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n", encoding="utf-8"
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if hasattr(value, "value"):
+        return value.value
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def refuse_no_place(source: str | Path) -> None:
@@ -162,6 +180,15 @@ def token_counts(processor: dict[str, Any]) -> tuple[int, ...] | None:
         rotation["roll_bins"] * rotation["pitch_bins"] * rotation["yaw_bins"],
         bins["gripper"],
     )
+
+
+def stored_grid(config: SpatialVLAConfig, source: str | Path, **hub: Any) -> ActionGrid | None:
+    """The action grid of a checkpoint's processor; None where it has none of the model's tokens."""
+    processor = read_processor_config(source, **hub)
+    if processor is None or token_counts(processor) is None:
+        return None
+    grid = from_processor_config(processor)
+    return grid if list(grid.counts) == config.action_token_counts else None
 
 
 def fill_from_processor_config(config: SpatialVLAConfig, source: str | Path, **hub: Any) -> None:

@@ -7,6 +7,7 @@ or does not have (a convolutional stem, a tied action head); its defaults are th
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from transformers import AutoConfig, Gemma2Config, SiglipVisionConfig, ZoeDepthConfig
@@ -40,6 +41,8 @@ class SpatialVLAConfig(PreTrainedConfig):
         vision_stem: "patch" is SigLIP's single convolution; "conv" a stack of stride-2 ones, which
             learns from few pictures when nothing is pre-trained.
         ego3d_rms_norm: normalise visual features and Ego3D term to unit RMS before their sum.
+        action_head: {"kind": ..., "space": ..., SETTING: ...} of a head with weights of its own
+            (`heads/registry.py`); None is the released one, grid tokens.
         tie_action_head: the head's rows of action tokens are the spatial table itself.
         num_cameras: pictures per step; the first camera's frame is the reference for Ego3D.
         observation_window: steps that are seen, the present one included.
@@ -82,6 +85,7 @@ class SpatialVLAConfig(PreTrainedConfig):
     depth_source: Literal["zoe", "sensor"] = "zoe"
     vision_stem: Literal["patch", "conv"] = "patch"
     ego3d_rms_norm: bool = False
+    action_head: dict[str, Any] | None = None
     tie_action_head: bool = False
     num_cameras: int = 1
     observation_window: int = 1
@@ -127,6 +131,26 @@ class SpatialVLAConfig(PreTrainedConfig):
     def num_views(self) -> int:
         """Pictures per prompt: steps of the window times cameras."""
         return self.num_cameras * self.observation_window
+
+    @property
+    def action_ids(self) -> tuple[int, int]:
+        """Id of the first action token, and their number."""
+        return self.action_token_begin_idx, self.spatial_token_num
+
+    @property
+    def action_slots(self) -> tuple[slice, ...]:
+        """Rows of each slot's tokens, in the order of an action, counted from the first token.
+
+        One arm has three slots: translation, rotation, gripper. Their number is the number of
+        tokens per action.
+        """
+        if self.action_token_counts is None:
+            raise ValueError(
+                f"the config does not say how its {self.spatial_token_num} action tokens divide "
+                "into slots, such as translation, rotation and gripper; set action_token_counts"
+            )
+        ends = list(accumulate(self.action_token_counts, initial=0))
+        return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
     @property
     def observes_more(self) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import SiglipVisionConfig
 
 from ..geometry.backprojection import backproject, cell_centres
 from ..geometry.frequency import frequency_encoding
@@ -62,15 +63,38 @@ def in_reference_frame(
 class Ego3DPositionEmbedding(nn.Module):
     """Frequency encoding of patch points, then Linear, LayerNorm, ReLU, Linear."""
 
-    def __init__(self, points_per_patch: int, num_freqs: int, hidden_size: int) -> None:
+    def __init__(self, reso: int, num_freqs: int, vision: SiglipVisionConfig) -> None:
         super().__init__()
         self.num_freqs = num_freqs
+        self.cells = (vision.image_size, vision.patch_size, reso)
+        points_per_patch, hidden_size = reso**2, vision.hidden_size
         self.position_embedding_head = nn.Sequential(
             nn.Linear(points_per_patch * 3 * (2 * num_freqs + 1), hidden_size),
             nn.LayerNorm(hidden_size),
             nn.ReLU(),
             nn.Linear(hidden_size, hidden_size),
         )
+
+    def of_depth(
+        self,
+        depth: Float[Tensor, "B H W"],
+        intrinsics: Float[Tensor, "B 3 3"] | None,
+        poses: Float[Tensor, "B 4 4"] | None,
+        dtype: torch.dtype,
+    ) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P C"]]:
+        """The term of every patch, and its points; see `patch_points` and `in_reference_frame`.
+
+        ValueError without intrinsics.
+        """
+        if intrinsics is None:
+            raise ValueError(
+                "Ego3D needs the camera's intrinsics: pass intrinsics (B, 3, 3), in pixels of "
+                "the model's input picture, as the processor returns them"
+            )
+        points = patch_points(depth, intrinsics, *self.cells, dtype)
+        if poses is not None:
+            points = in_reference_frame(points, poses)
+        return self(points, dtype), points
 
     def forward(
         self, points: Float[Tensor, "B P C"], dtype: torch.dtype = torch.float32

@@ -102,6 +102,7 @@ def assemble_base(
     _take_zoedepth(model, zoedepth, dtype)
     start_ego3d(model.position_embedding_3d, seed)
     model.position_embedding_3d.to(dtype)
+    model.action_grid = grid
     return model.eval(), processor
 
 

@@ -21,6 +21,7 @@ from .checkpoint_files import (
     fill_from_processor_config,
     readable_weights,
     refuse_no_place,
+    stored_grid,
 )
 from .configuration_spatialvla import SpatialVLAConfig
 
@@ -68,6 +69,8 @@ def missing_from(
     added = []
     if views == 1 and config.num_views > 1:
         added.append("observation_tokens.view_embedding")
+    if own.get("action_head") != config.action_head:
+        added.append("action_head.")
     if own.get("proprio_dim") is None and config.proprio_dim is not None:
         added.append("observation_tokens.proprio_projector.")
     return [name for name in missing if not name.startswith(tuple(added))]
@@ -147,6 +150,7 @@ class CheckpointLoading(PreTrainedModel):
         own, _ = SpatialVLAConfig.get_config_dict(pretrained_model_name_or_path, **hub)
         problems["missing_keys"] = missing_from(own, model.config, problems["missing_keys"])
         check_loaded(problems, pretrained_model_name_or_path, cure=INCOMPLETE)
+        model.action_grid = stored_grid(model.config, pretrained_model_name_or_path, **found)
         if hasattr(model, "vision_zoe_model"):  # loading makes all parameters trainable again
             model.vision_zoe_model.requires_grad_(False)
         return (model, info) if tell else model

@@ -22,6 +22,7 @@ from ..actions.adapt import adapt_embeddings
 from ..actions.grid import ActionGrid
 from .action_tables import ACTION_HEAD, join_action_head, separate_action_head, set_action_rows
 from .base_place import BASE_FILE, base_entry, find_base, read_base
+from .checkpoint_files import stored_grid
 from .lora_targets import TARGETS
 from .memory import cast_weights
 from .modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -91,11 +92,12 @@ def adapt_to_grid(
     """
     first = ordered_table(new, model.config.text_config.hidden_size)
     table = model.spatial_embed_tokens.weight.data
-    head = model.head_rows(slice(0, old.total)).data
+    head = model.grid_tokens.rows(slice(0, old.total)).data
     tables = [
         adapt_embeddings(rows, old, new, fresh=_like_rows(first, rows)) for rows in (table, head)
     ]
     set_action_rows(model, new.counts, *tables)
+    model.action_grid = new
 
 
 def _like_rows(fresh: Tensor, rows: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ def spatial_rows(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor]
     rows = {"spatial_embed_tokens": model.spatial_embed_tokens.weight.detach().clone()}
     if not model.config.tie_action_head:
         whole = slice(0, model.config.spatial_token_num)
-        rows["lm_head_action_rows"] = model.head_rows(whole).detach().clone()
+        rows["lm_head_action_rows"] = model.grid_tokens.rows(whole).detach().clone()
     return rows
 
 
@@ -208,6 +210,7 @@ def load_with_adapter(
     table = rows["spatial_embed_tokens"]
     counts = recorded.get("action_token_counts", model.config.action_token_counts)
     set_action_rows(model, counts, table, rows.get("lm_head_action_rows", table))
+    model.action_grid = stored_grid(model.config, folder)
     adapter = json.loads((folder / "adapter_config.json").read_text())
     if ACTION_HEAD in (adapter.get("modules_to_save") or ()):
         separate_action_head(model)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -28,55 +28,47 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..depth.zoe import PerImageMetricHeads, PerImageZoeDepth
-from ..heads.decoding import greedy_actions
-from .attention import attention_masks, check_kernel, refuse_kernel, suffix_from_ids
+from ..actions.grid import ActionGrid
+from ..depth.zoe import PerImageZoeDepth, beside, estimate_depth, mark
+from ..heads.chunk_decoder import TokenWriter
+from ..heads.decoding import checked_prompt, greedy
+from ..heads.grid_tokens import GridTokens
+from ..heads.registry import build_head
+from .attention import (
+    check_kernel,
+    generation_masks,
+    masks_and_positions,
+    refuse_kernel,
+    suffix_from_ids,
+)
 from .configuration_spatialvla import SpatialVLAConfig
 from .ego3d import Ego3DPositionEmbedding
-from .generation import PrefixGeneration
 from .loading import CheckpointLoading
-from .observation import ObservationTokens
-from .stem import ConvStem
-from .vision import SpatialVision
+from .observation import (
+    OBSERVATION_INPUTS,
+    ConvStem,
+    MultiModalProjector,
+    ObservationTokens,
+    merged,
+    single_views,
+)
 
 
 @dataclass
 class SpatialVLAOutput(ModelOutput):
-    """What a forward pass returns.
+    """What a forward pass returns; hidden_states and attentions are Gemma 2's, on request."""
 
-    Attributes:
-        loss: mean cross entropy over the label tokens, when labels were given.
-        logits: (B, T, V), or fewer rows as `logits_to_keep` asks.
-        past_key_values: the cache, when one is used.
-        hidden_states, attentions: of the language model, on request.
-        image_hidden_states: (B, P, D) projected image features, as the language model gets them.
-        debug: intermediate tensors by the names of the golden data, on request.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
+    loss: Tensor | None = None  # of the head, over label tokens or actions
+    logits: Tensor | None = None  # (B, T, V), or fewer rows as `logits_to_keep` asks
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    image_hidden_states: Tensor | None = None
-    debug: dict[str, Tensor] | None = None
+    image_hidden_states: Tensor | None = None  # (B, P, D), as the language model gets them
+    metrics: dict[str, Tensor] | None = None  # beside the loss, of heads with weights of their own
+    debug: dict[str, Tensor] | None = None  # by the names of the golden data, on request
 
 
-class MultiModalProjector(nn.Module):
-    """One linear layer from the vision tower to the language model."""
-
-    def __init__(self, vision_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(vision_size, hidden_size)
-
-    def forward(self, features: Float[Tensor, "B P C"]) -> Float[Tensor, "B P D"]:
-        """Projected features."""
-        return self.linear(features)
-
-
-class SpatialVLAForConditionalGeneration(
-    CheckpointLoading, SpatialVision, PrefixGeneration, PreTrainedModel, GenerationMixin
-):
+class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, GenerationMixin):
     """Picture, instruction and camera in; action tokens out."""
 
     config_class = SpatialVLAConfig
@@ -109,27 +101,29 @@ class SpatialVLAForConditionalGeneration(
         self.language_model = Gemma2ForCausalLM(text)
         if config.use_vision_zoe:
             if config.vision_zoe_config is not None:
-                self.vision_zoe_model = PerImageZoeDepth(config.vision_zoe_config)
+                vote = config.compatibility == "released"
+                self.vision_zoe_model = PerImageZoeDepth(config.vision_zoe_config, vote)
                 self.vision_zoe_model.requires_grad_(False)
-                head = self.vision_zoe_model.metric_head
-                if isinstance(head, PerImageMetricHeads):
-                    head.vote_over_batch = config.compatibility == "released"
             self.position_embedding_3d = Ego3DPositionEmbedding(
-                config.ego3d_patch_reso**2, config.n_freqs, vision.hidden_size
+                config.ego3d_patch_reso, config.n_freqs, vision
             )
-        if not config.use_vision_zoe or config.vision_zoe_config is None:
-            # An ablation may load a checkpoint that holds more than it uses.
-            self._keys_to_ignore_on_load_unexpected = [r"^vision_zoe_model\."]
-            if not config.use_vision_zoe:
-                self._keys_to_ignore_on_load_unexpected += [r"^position_embedding_3d\."]
+        # An ablation may load a checkpoint that holds more than it uses.
+        parts = ("vision_zoe_model", "position_embedding_3d")
+        unused = [rf"^{part}\." for part in parts if not hasattr(self, part)]
+        self._keys_to_ignore_on_load_unexpected = unused or None
         if config.use_spatial_token:
             self.spatial_embed_tokens = nn.Embedding(config.spatial_token_num, text.hidden_size)
-        # The head's action rows, while they are trained apart from it; see `action_head.py`.
+        # The head's action rows, while they are trained apart from it; see `action_tables.py`.
         self.action_head_rows: nn.Embedding | None = None
         if config.observes_more:
             self.observation_tokens = ObservationTokens(
                 config.num_cameras, config.observation_window, config.proprio_dim, text.hidden_size
             )
+        # None for grid tokens, whose weights are the tables above.
+        self.action_head = build_head(
+            config.action_head, text.hidden_size, config.action_chunk_size
+        )
+        self.action_grid: ActionGrid | None = None  # what its tokens mean, where that is known
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -142,7 +136,65 @@ class SpatialVLAForConditionalGeneration(
         """Asked by peft; transformers renamed its own property and warns on this name."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
-    # ---------------------------------------------------------------- embeddings and head
+    # ---------------------------------------------------------------- what it sees
+
+    def get_image_features(
+        self,
+        pixel_values: Float[Tensor, "B 3 S S"] | Float[Tensor, "B N 3 S S"],
+        intrinsics: Float[Tensor, "B 3 3"] | Float[Tensor, "B N 3 3"] | None = None,
+        depth: Float[Tensor, "B S S"] | Float[Tensor, "B N S S"] | None = None,
+        camera_poses: Float[Tensor, "B N 4 4"] | None = None,
+        proprio: Float[Tensor, "B W K"] | None = None,
+        debug: dict[str, Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Tokens of the observation: visual features plus Ego3D, projected.
+
+        Args:
+            pixel_values: RGB in [0, 1]; views of one step after the other, oldest first.
+            intrinsics: K in pixels of exactly this picture; needed where Ego3D is on.
+            depth: metres, 0 or NaN where unknown; None estimates it with ZoeDepth.
+            camera_poses: camera to reference frame, the identity for a view that stays in its own;
+                None for all in their own.
+            proprio: normalised; needed where the config has `proprio_dim`.
+            debug: collects intermediate tensors when given.
+        """
+        pixels, intrinsics, depth, poses = single_views(
+            self.config, pixel_values, intrinsics, depth, camera_poses
+        )
+        given = mark(pixels)
+        dtype, patches = self.geometry_dtype, self.vision_tower.embeddings.patch_embedding
+        normalised = ((pixels.to(dtype) - 0.5) / 0.5).to(patches.weight.dtype)
+        features = self.vision_tower(normalised).last_hidden_state
+        if debug is not None:
+            debug["vision"] = features
+        if self.config.use_vision_zoe:
+            if depth is None:  # beside SigLIP where there is a GPU
+                depth = beside(given, lambda: self.depth_of(pixels))
+            ego3d, points = self.position_embedding_3d.of_depth(depth, intrinsics, poses, dtype)
+            if debug is not None:
+                debug.update(depth=depth, xyz=points, ego3d=ego3d)
+            if self.config.ego3d_rms_norm:
+                features, ego3d = (F.rms_norm(x, x.shape[-1:]) for x in (features, ego3d))
+            features = features + ego3d
+        features = self.multi_modal_projector(features)
+        return self.observation_tokens(features, proprio) if self.config.observes_more else features
+
+    def depth_of(self, pixel_values: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B S S"]:
+        """Depth in metres, estimated from the picture by this checkpoint's own ZoeDepth."""
+        if self.config.vision_zoe_config is None:
+            side = self.config.vision_config.image_size
+            raise ValueError(
+                "this checkpoint has no depth estimator (depth_source 'sensor'): pass depth (B, "
+                f"{side}, {side}) in metres with every picture"
+            )
+        return estimate_depth(self.vision_zoe_model, pixel_values, self.geometry_dtype)
+
+    @property
+    def geometry_dtype(self) -> torch.dtype:
+        """Of pixels, K, depth and Ego3D phases: float32, unless released numbers are asked for."""
+        return self.dtype if self.config.compatibility == "released" else torch.float32
+
+    # ---------------------------------------------------------------- picture and words, merged
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The text embeddings (action tokens have their own: `spatial_embed_tokens`)."""
@@ -156,24 +208,6 @@ class SpatialVLAForConditionalGeneration(
         """The language model's head."""
         return self.language_model.lm_head
 
-    def embed_tokens(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Embeddings as Gemma's first layer gets them: text or spatial rows, times sqrt(D)."""
-        table = self.get_input_embeddings()
-        if not self.config.use_spatial_token:
-            return table(input_ids)
-        begin, count = self.config.action_token_begin_idx, self.config.spatial_token_num
-        is_action = (input_ids >= begin) & (input_ids < begin + count)
-        text = table(input_ids.masked_fill(is_action, 0))
-        spatial = self.spatial_embed_tokens((input_ids - begin).clamp(0, count - 1))
-        return torch.where(is_action.unsqueeze(-1), spatial * self._embed_scale(spatial), text)
-
-    def embed_actions(self, rows: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Embeddings of action tokens, counted from the first action token, times sqrt(D)."""
-        if not self.config.use_spatial_token:
-            return self.get_input_embeddings()(rows + self.config.action_token_begin_idx)
-        spatial = self.spatial_embed_tokens(rows)
-        return spatial * self._embed_scale(spatial)
-
     def embed_inputs(
         self, input_ids: Int[Tensor, "B T"], **observation: Any
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B P D"] | None]:
@@ -183,41 +217,11 @@ class SpatialVLAForConditionalGeneration(
             input_ids: ids of the whole sequence.
             **observation: arguments of `get_image_features`; without pixel_values none are merged.
         """
-        embeds = self.embed_tokens(input_ids)
+        embeds = self.grid_tokens.embed(input_ids)
         if observation.get("pixel_values") is None:
             return embeds, None
         features = self.get_image_features(**observation)
-        return self._merge(input_ids, embeds, features), features
-
-    def _embed_scale(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.config.text_config.hidden_size**0.5, dtype=like.dtype)
-
-    def head_rows(self, rows: slice) -> Float[Tensor, "R D"]:
-        """Weights of the head for a slice of the action tokens (counted from the first one)."""
-        if self.config.tie_action_head:
-            return self.spatial_embed_tokens.weight[rows]
-        if self.action_head_rows is not None:
-            return self.action_head_rows.weight[rows]
-        begin = self.config.action_token_begin_idx
-        return self.language_model.lm_head.weight[begin + rows.start : begin + rows.stop]
-
-    def soft_cap(self, logits: Tensor) -> Tensor:
-        """Gemma 2's bound on the logits."""
-        cap = self.config.text_config.final_logit_softcapping
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    def head(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        """Logits over the whole vocabulary."""
-        begin, count = self.config.action_token_begin_idx, self.config.spatial_token_num
-        if not self.config.tie_action_head:
-            logits = self.language_model.lm_head(hidden)
-            if self.action_head_rows is not None:
-                own = F.linear(hidden, self.action_head_rows.weight)
-                logits = torch.cat((logits[..., :begin], own, logits[..., begin + count :]), -1)
-            return self.soft_cap(logits)
-        weight = self.language_model.lm_head.weight
-        rows = (weight[:begin], self.spatial_embed_tokens.weight, weight[begin + count :])
-        return self.soft_cap(F.linear(hidden, torch.cat(rows)))
+        return merged(embeds, features, input_ids == self.config.image_token_index), features
 
     # ---------------------------------------------------------------- forward
 
@@ -238,9 +242,11 @@ class SpatialVLAForConditionalGeneration(
         use_cache: bool | None = None,
         logits_to_keep: int | Literal["labels"] = 0,
         debug_outputs: bool = False,
+        actions: Float[Tensor, "B K A"] | None = None,
+        valid: Bool[Tensor, "B K A"] | None = None,
         **kwargs: Any,
     ) -> SpatialVLAOutput:
-        """Logits and, with labels, the loss.
+        """Logits and, with labels or actions, the loss.
 
         Args:
             input_ids: image tokens, prompt, and action tokens in training.
@@ -259,66 +265,17 @@ class SpatialVLAForConditionalGeneration(
             logits_to_keep: 0 for all rows, n for the last n, "labels" for the rows that predict a
                 label, as (L, V), which is all that training needs.
             debug_outputs: also return intermediate tensors.
+            actions: normalised, what a head with weights of its own learns from; grid tokens learn
+                from labels.
+            valid: which numbers of the actions count; None for all.
             **kwargs: passed on to Gemma 2.
         """
         debug: dict[str, Tensor] | None = {} if debug_outputs else None
-        if use_cache is None and labels is not None:
-            use_cache = False  # training reads no cache, and filling one copies keys and values
-        outputs, image_features = self._run(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            intrinsics=intrinsics,
-            depth=depth,
-            camera_poses=camera_poses,
-            proprio=proprio,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            debug=debug,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        hidden = outputs.last_hidden_state
-        loss, logits = self.loss_and_logits(hidden, labels, logits_to_keep)
-        return SpatialVLAOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_features,
-            debug=debug,
-        )
-
-    def last_hidden(self, **inputs: Any) -> Float[Tensor, "B D"]:
-        """Hidden state of the last token, before the head; arguments as in `forward`."""
-        outputs, _ = self._run(**inputs, use_cache=True)
-        return outputs.last_hidden_state[:, -1]
-
-    def _run(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        intrinsics: Tensor | None = None,
-        depth: Tensor | None = None,
-        camera_poses: Tensor | None = None,
-        proprio: Tensor | None = None,
-        attention_mask: Tensor | dict | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        debug: dict[str, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> tuple[ModelOutput, Tensor | None]:
-        """Everything before the head: the language model's output and the image features."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        image_features = None
+        features = None
         if inputs_embeds is None:
-            inputs_embeds, image_features = self.embed_inputs(
+            inputs_embeds, features = self.embed_inputs(
                 input_ids,
                 pixel_values=pixel_values,
                 intrinsics=intrinsics,
@@ -327,93 +284,164 @@ class SpatialVLAForConditionalGeneration(
                 proprio=proprio,
                 debug=debug,
             )
+            if token_type_ids is None:
+                token_type_ids = suffix_from_ids(input_ids, *self.config.action_ids)
         if debug is not None:
-            scale = self._embed_scale(inputs_embeds)
+            scale = torch.tensor(self.grid_tokens.scale, dtype=inputs_embeds.dtype)
             debug["inputs_embeds"] = inputs_embeds / scale
-            if image_features is not None:
-                debug["image_features"] = image_features / scale
-
-        check_kernel(self.language_model, inputs_embeds)
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if position_ids is None:
-            position_ids = _positions(inputs_embeds, attention_mask, past)
-        if past > 0:
-            token_type_ids = None
-        elif token_type_ids is None and input_ids is not None:
-            token_type_ids = suffix_from_ids(
-                input_ids, self.config.action_token_begin_idx, self.config.spatial_token_num
-            )
-        if not isinstance(attention_mask, dict):
-            attention_mask = attention_masks(
-                self.config, inputs_embeds, attention_mask, token_type_ids, past_key_values
-            )
-        outputs = self.language_model.model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            if features is not None:
+                debug["image_features"] = features / scale
+        learns = labels is not None or actions is not None
+        outputs = self.read(
+            inputs_embeds,
+            attention_mask,
+            token_type_ids,
+            past_key_values,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            # Training reads no cache, and filling one copies keys and values.
+            use_cache=False if use_cache is None and learns else use_cache,
             **kwargs,
         )
+        hidden = outputs.last_hidden_state
         if debug is not None:
-            debug["final_norm"] = outputs.last_hidden_state
-        return outputs, image_features
-
-    def _merge(self, input_ids: Tensor, embeds: Tensor, features: Tensor) -> Tensor:
-        is_image = input_ids == self.config.image_token_index
-        have, need = int(is_image.sum()), features.shape[0] * features.shape[1]
-        if have != need:
-            raise ValueError(
-                f"the prompt holds {have} <image> tokens, the observations make {need} features "
-                f"({features.shape[0]} x {features.shape[1]}); build the inputs with the processor"
+            debug["final_norm"] = hidden
+        metrics = logits = None
+        if self.action_head is None or not learns:
+            loss, logits = self.grid_tokens.loss_and_logits(
+                hidden, labels, logits_to_keep, self.config.ignore_index
             )
-        return embeds.masked_scatter(is_image.unsqueeze(-1), features.to(embeds.dtype))
-
-    def loss_and_logits(
-        self, hidden: Tensor, labels: Tensor | None, logits_to_keep: int | Literal["labels"]
-    ) -> tuple[Tensor | None, Tensor]:
-        """From hidden states (B, T, D) to loss and logits; arguments as in `forward`."""
-        if labels is None:
-            if logits_to_keep == "labels":
-                raise ValueError("logits_to_keep='labels' needs labels")
-            return None, self.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        predicts = labels[:, 1:] != self.config.ignore_index
-        targets = labels[:, 1:][predicts]
-        if targets.numel() == 0:
-            raise ValueError(
-                f"all labels are {self.config.ignore_index}: there is nothing to learn from this "
-                "batch; pass suffix_actions to the processor"
-            )
-        if logits_to_keep == "labels":
-            rows = logits = self.head(hidden[:, :-1][predicts])
         else:
-            logits = self.head(hidden)
-            rows = logits[:, :-1][predicts]
-            logits = logits[:, -logits_to_keep:] if logits_to_keep else logits
-        return F.cross_entropy(rows.float(), targets), logits
+            self.action_head.check_actions(actions, valid)
+            states = self.action_head.states(hidden, attention_mask, token_type_ids)
+            loss, metrics = self.action_head.loss(states, actions, valid)
+        return SpatialVLAOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=features,
+            metrics=metrics,
+            debug=debug,
+        )
 
-    # ---------------------------------------------------------------- decoding
+    def read(
+        self,
+        embeds: Float[Tensor, "B T D"],
+        attention_mask: Tensor | dict | None,
+        token_type_ids: Int[Tensor, "B T"] | None,
+        past: Cache | None = None,
+        *,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """The language model without its head; arguments as in `forward`."""
+        check_kernel(self.language_model, embeds)
+        order = masks_and_positions(
+            self.config, embeds, attention_mask, token_type_ids, past, position_ids
+        )
+        return self.language_model.model(
+            inputs_embeds=embeds, past_key_values=past, **order, **kwargs
+        )
+
+    # ---------------------------------------------------------------- actions
+
+    @property
+    def grid_tokens(self) -> GridTokens:
+        """The tables of the action tokens as they are now: of the base, resized, or adapted."""
+        config = self.config
+        return GridTokens(
+            text=self.get_input_embeddings(),
+            lm_head=self.language_model.lm_head,
+            spatial=self.spatial_embed_tokens if config.use_spatial_token else None,
+            apart=self.action_head_rows,
+            tied=config.tie_action_head,
+            begin=config.action_token_begin_idx,
+            count=config.spatial_token_num,
+            cap=config.text_config.final_logit_softcapping,
+            scale=config.text_config.hidden_size**0.5,
+        )
+
+    @property
+    def token_writer(self) -> TokenWriter:
+        """What of this model writes a chunk of action tokens."""
+        return TokenWriter(
+            self.grid_tokens,
+            self.language_model.model,
+            self.config.action_slots * self.config.action_chunk_size,
+            self.config.prefix_mask == "bidirectional",
+            self.__dict__,
+        )
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor, past: Cache | None = None, **seen: Any
+    ) -> Float[Tensor, "B T D"]:
+        """Of a prompt, or of what follows a cache; `seen` goes to `get_image_features`."""
+        embeds, _ = self.embed_inputs(input_ids, **seen)
+        types, use_cache = suffix_from_ids(input_ids, *self.config.action_ids), past is not None
+        return self.read(embeds, attention_mask, types, past, use_cache=use_cache).last_hidden_state
 
     @torch.no_grad()
     def predict_action(self, inputs: dict[str, Tensor]) -> Int[Tensor, "B N"]:
         """Greedy action tokens, N = slots * action_chunk_size, each among the ids of its slot.
 
+        Inputs are what the processor returns for a picture and an instruction (no labels);
+        `processor.decode_actions` turns the absolute ids into robot actions.
+        """
+        if self.action_head is not None:
+            raise ValueError(f"head {self.action_head.kind!r} has no tokens: use predict_actions")
+        refuse_kernel(self.language_model.config._attn_implementation)
+        # A model that is being trained in shares knows that it is slow; others may want to know.
+        sharded = any(base.__name__ == "FSDPModule" for base in type(self).__mro__)
+        return greedy(self.token_writer, inputs, self.embed_inputs, self.hidden_states, not sharded)
+
+    @torch.no_grad()
+    def predict_actions(
+        self, inputs: dict[str, Tensor], *, mode: str | None = None, grid: ActionGrid | None = None
+    ) -> Float[Tensor, "B K A"]:
+        """A chunk of NORMALISED actions by the model's own head; see `processor.to_robot_units`.
+
         Args:
             inputs: what the processor returns for a picture and an instruction (no labels).
-
-        Returns:
-            Absolute token ids; `processor.decode_actions` turns them into robot actions.
+            mode: how to predict, of heads that have more than one way.
+            grid: what grid tokens mean; None takes that of the checkpoint's processor.
         """
-        return greedy_actions(self, inputs)
+        if self.action_head is None:
+            ids = self.predict_action(inputs)
+            return self.grid_tokens.actions(ids, grid or self.action_grid, mode)
+        self.action_head.check_mode(mode)
+        prompt = checked_prompt(inputs, self.config.action_token_begin_idx)
+        states = self.action_head.states(self.hidden_states(**prompt), prompt["attention_mask"])
+        return self.action_head.predict(states, mode)
 
+    # ---------------------------------------------------------------- transformers' generate
 
-def _positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
-    """Positions from 1 at the first real token, so that pads on the left do not shift a sample."""
-    length = embeds.shape[1]
-    positions = torch.arange(1 + past, 1 + past + length, device=embeds.device).unsqueeze(0)
-    if attention_mask is None or isinstance(attention_mask, dict):
-        return positions
-    leading_pads = (attention_mask.long().cumsum(-1) == 0).sum(-1, keepdim=True)
-    return (positions - leading_pads).clamp_min(1)
+    create_masks_for_generate = staticmethod(generation_masks)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Inputs of one step of `generate`: the picture goes in with the prompt only."""
+        cache = kwargs.get("past_key_values")
+        first = cache is None or cache.get_seq_length() == 0
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        for name in OBSERVATION_INPUTS:
+            if not first:
+                inputs.pop(name, None)
+            elif kwargs.get(name) is not None:
+                inputs[name] = kwargs[name]
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] + 1
+        return inputs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        types = model_kwargs.get("token_type_ids")
+        updated = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, **kwargs
+        )
+        if types is not None:
+            updated["token_type_ids"] = torch.cat((types, types.new_ones(types.shape[0], 1)), -1)
+        return updated
 
 
 AutoModel.register(SpatialVLAConfig, SpatialVLAForConditionalGeneration, exist_ok=True)

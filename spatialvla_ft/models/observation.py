@@ -10,13 +10,19 @@ T = W * (C * P + one if there is proprioception) observation tokens, D hidden si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from .configuration_spatialvla import SpatialVLAConfig
+
+OBSERVATION_INPUTS = ("pixel_values", "intrinsics", "depth", "camera_poses", "proprio")
+"""What goes into the model with the prompt, and never again."""
 
 
 @dataclass(frozen=True)
@@ -117,3 +123,103 @@ class ObservationTokens(nn.Module):
             token_BW1D = self.proprio_projector(state).unsqueeze(2)
             tokens_BWTD = torch.cat((tokens_BWTD, token_BW1D.to(tokens_BWTD.dtype)), dim=2)
         return tokens_BWTD.flatten(1, 2)
+
+
+def single_views(
+    config: SpatialVLAConfig,
+    pixel_values: Float[Tensor, "B 3 S S"] | Float[Tensor, "B N 3 S S"],
+    intrinsics: Float[Tensor, "B 3 3"] | Float[Tensor, "B N 3 3"] | None,
+    depth: Float[Tensor, "B S S"] | Float[Tensor, "B N S S"] | None,
+    camera_poses: Float[Tensor, "B N 4 4"] | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Pictures, K, depth and poses with a batch's views in a row.
+
+    ValueError for bytes, for depth in whole numbers, and for other views than the model takes.
+    """
+    for name, given, meant in (
+        ("pixel_values", pixel_values, "floats in [0, 1]"),
+        ("depth", depth, "metres, floats"),
+    ):
+        if given is not None and not given.is_floating_point():
+            raise ValueError(
+                f"{name} must be {meant}, as the processor returns them, got {given.dtype}"
+            )
+    views = config.num_views
+    if pixel_values.ndim == 5:
+        if pixel_values.shape[1] != views:
+            raise ValueError(
+                f"pixel_values have {pixel_values.shape[1]} views, the model takes {views} "
+                f"({config.observation_window} steps of {config.num_cameras} cameras)"
+            )
+        pixel_values = pixel_values.flatten(0, 1)
+    elif views > 1:
+        raise ValueError(
+            f"this model takes {views} views per prompt: pixel_values must be (B, {views}, 3, "
+            f"S, S), got {tuple(pixel_values.shape)}"
+        )
+    return (
+        pixel_values,
+        None if intrinsics is None else intrinsics.reshape(-1, 3, 3),
+        None if depth is None else depth.flatten(0, -3),
+        None if camera_poses is None else camera_poses.reshape(-1, 4, 4),
+    )
+
+
+class ConvStem(nn.Conv2d):
+    """Picture to patch embeddings through log2(patch_size) convolutions of stride 2.
+
+    For vision towers that start from random weights: SigLIP cuts a picture into patches with one
+    large convolution, which trained from nothing on a few thousand pictures hardly learns. A stack
+    of small ones sees edges first and learns quickly (Xiao et al. 2021, 'Early convolutions help
+    transformers see better').
+
+    It takes the place of SigLIP's `patch_embedding` and is, like it, a Conv2d: the last of the
+    stack, whose weight tells the tower its dtype.
+    """
+
+    def __init__(self, in_channels: int, hidden_size: int, patch_size: int) -> None:
+        depth = int(math.log2(patch_size))
+        if 2**depth != patch_size or depth < 2:
+            raise ValueError(
+                f"the convolutional stem needs a patch size that is a power of 2 and at least 4, "
+                f"got {patch_size}"
+            )
+        widths = [max(hidden_size >> (depth - 1 - i), 16) for i in range(depth)]
+        super().__init__(widths[-2], hidden_size, kernel_size=3, stride=2, padding=1)
+        layers: list[nn.Module] = []
+        for width_in, width in zip([in_channels, *widths[:-2]], widths[:-1], strict=True):
+            layers += [
+                nn.Conv2d(width_in, width, kernel_size=3, stride=2, padding=1),
+                nn.GroupNorm(1, width),
+                nn.GELU(),
+            ]
+        self.stages = nn.Sequential(*layers)
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        """Patch embeddings, one per patch."""
+        return super().forward(self.stages(pixels))
+
+
+class MultiModalProjector(nn.Module):
+    """One linear layer from the vision tower to the language model."""
+
+    def __init__(self, vision_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(vision_size, hidden_size)
+
+    def forward(self, features: Float[Tensor, "B P C"]) -> Float[Tensor, "B P D"]:
+        """Projected features."""
+        return self.linear(features)
+
+
+def merged(
+    embeds: Float[Tensor, "B T D"], features: Float[Tensor, "B P D"], is_image: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T D"]:
+    """Embeddings with features in the places of `<image>` tokens; ValueError unless they fit."""
+    have, need = int(is_image.sum()), features.shape[0] * features.shape[1]
+    if have != need:
+        raise ValueError(
+            f"the prompt holds {have} <image> tokens, the observations make {need} features "
+            f"({features.shape[0]} x {features.shape[1]}); build the inputs with the processor"
+        )
+    return embeds.masked_scatter(is_image.unsqueeze(-1), features.to(embeds.dtype))

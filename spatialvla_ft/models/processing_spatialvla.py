@@ -8,7 +8,6 @@ with it: the action grid, the statistics that normalise actions, and the intrins
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from .camera_inputs import (
     square_depth,
     square_intrinsics,
 )
-from .checkpoint_files import image_tokens, read_processor_config
+from .checkpoint_files import image_tokens, read_processor_config, write_json
 from .configuration_spatialvla import SpatialVLAConfig
 from .observation import ObservationLayout
 
@@ -160,8 +159,8 @@ class SpatialVLAProcessor(ProcessorMixin):
         image["image_processor_type"] = "SiglipImageProcessor"
         image["image_seq_length"] = self.image_seq_length
         image["processor_class"] = type(self).__name__
-        _write_json(folder / "preprocessor_config.json", image)
-        _write_json(folder / "processor_config.json", self.to_dict())
+        write_json(folder / "preprocessor_config.json", image)
+        write_json(folder / "processor_config.json", self.to_dict())
         if self._auto_class is not None:  # loaded with trust_remote_code: its code goes along
             custom_object_save(self, folder)
         return [str(folder / "processor_config.json")]
@@ -388,16 +387,30 @@ class SpatialVLAProcessor(ProcessorMixin):
             )
         normalised = self.action_tokenizer.decode(array.reshape(-1, tokens))
         normalised = np.asarray(normalised).reshape(len(array), -1, dim)
-        keys = [
-            self.choose_statistics(key) for key in per_item(unnorm_key, len(array), "unnorm_key")
-        ]
-        actions = np.stack(
-            [
-                unnormalise(row, ActionStatistics.from_dict(self.statistics[key]))
-                for row, key in zip(normalised, keys, strict=True)
-            ]
-        )
+        actions = self.to_robot_units(normalised, unnorm_key)
         return {"actions": actions, "normalised": normalised, "ids": array}
+
+    def to_robot_units(
+        self, actions: Any, unnorm_key: str | Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Actions in the robot's units from normalised ones, as `predict_actions` gives them.
+
+        Args:
+            actions: (B, chunk, dim), any floats.
+            unnorm_key: dataset(s) whose statistics give the robot's units; None picks the only one.
+        """
+        if isinstance(actions, Tensor):  # NumPy has no bfloat16
+            actions = (actions if actions.dtype == torch.float64 else actions.float()).cpu()
+        rows = np.asarray(actions)
+        if rows.ndim != 3 or rows.shape[2] != self.grid.dim:
+            raise ValueError(
+                f"actions must be (B, chunk, {self.grid.dim}), normalised, got shape {rows.shape}"
+            )
+        keys = [
+            self.choose_statistics(key) for key in per_item(unnorm_key, len(rows), "unnorm_key")
+        ]
+        known = [ActionStatistics.from_dict(self.statistics[key]) for key in keys]
+        return np.stack([unnormalise(row, one) for row, one in zip(rows, known, strict=True)])
 
     def choose_statistics(self, key: str | None) -> str:
         """The dataset whose statistics to use: `key`, or the only one; ValueError lists them."""
@@ -426,20 +439,6 @@ def _batched_actions(actions: Any, count: int, dim: int) -> np.ndarray:
             worst,
         )
     return array
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(
-        json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n", encoding="utf-8"
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    if hasattr(value, "value"):
-        return value.value
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 AutoProcessor.register(SpatialVLAConfig, SpatialVLAProcessor, exist_ok=True)

@@ -141,4 +141,5 @@ def small_model(
     table, grid = model.spatial_embed_tokens.weight, processor.grid
     with torch.no_grad():
         table.copy_(ordered_table(grid, table.shape[1]))
+    model.action_grid = grid
     return model

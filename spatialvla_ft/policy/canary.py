@@ -27,7 +27,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 from transformers.models.gemma2 import modeling_gemma2
 
-from ..heads.decoding import type_slices
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from .stored import ACTION_TOLERANCE, Stored, StoredComparison, compare_stored
@@ -53,7 +52,7 @@ def missing_soft_caps(model: SpatialVLAForConditionalGeneration) -> list[str]:
         )
     final = text.final_logit_softcapping
     if final is not None:
-        bounded = model.soft_cap(torch.tensor([1e6, -1e6])).tolist()
+        bounded = model.grid_tokens.soft_cap(torch.tensor([1e6, -1e6])).tolist()
         if max(abs(bounded[0] - final), abs(bounded[1] + final)) > 1e-3 * final:
             broken.append(f"logits are not bounded by the config's final soft cap {final}")
     return broken
@@ -148,9 +147,9 @@ def check_sight(
     broken = [f"soft cap: {fault}" for fault in missing_soft_caps(model)]
     names, inputs = _probe(model, processor)
     debug = model(**inputs, debug_outputs=True, logits_to_keep=1).debug
-    rows = type_slices(config)[0]
+    rows, tokens = config.action_slots[0], model.grid_tokens
     hidden = debug["final_norm"][:, -1].float()
-    logits = model.soft_cap(F.linear(hidden, model.head_rows(rows).float()))
+    logits = tokens.soft_cap(F.linear(hidden, tokens.rows(rows).float()))
     logs = logits.log_softmax(-1)
     if not bool(torch.isfinite(logs).all()):
         raise BlindModelError(

@@ -153,5 +153,5 @@ class ModelPolicy:
         )
         device = next(self.model.parameters()).device
         inputs = {k: v.to(device) for k, v in inputs.items() if isinstance(v, torch.Tensor)}
-        ids = self.model.predict_action(inputs)
-        return self.processor.decode_actions(ids, unnorm_key=self.unnorm_key)["actions"]
+        actions = self.model.predict_actions(inputs, grid=self.processor.grid)
+        return self.processor.to_robot_units(actions, self.unnorm_key)

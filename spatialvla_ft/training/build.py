@@ -148,6 +148,7 @@ def build(recipe: Recipe, *, fresh: bool = False) -> Run:
                     "the base's bins (`spatialvla-ft grids fit --bins ...`)"
                 )
             processor.set_grid(grid)
+            model.action_grid = grid
             # Tokens of a refitted grid mean nothing in the units of the base's datasets.
             processor.statistics.clear()
             processor.intrinsic_config.clear()

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..actions.spaces import ActionSpace
-from ..heads.decoding import type_slices
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.processing_spatialvla import SpatialVLAProcessor
 
@@ -49,7 +48,7 @@ def action_tokens(
 ) -> Tokens:
     """The action tokens behind the label rows of a batch (`logits_to_keep="labels"`)."""
     rows, wanted = label_rows(logits, labels, config)
-    slots = type_slices(config)
+    slots = config.action_slots
     count, begin = len(slots), config.action_token_begin_idx
     end = wanted.shape[1] - 1  # the last label ends the sequence
     guessed = torch.empty_like(wanted[:, :end])

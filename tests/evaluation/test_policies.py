@@ -53,7 +53,8 @@ class FakeModel(torch.nn.Module):
         self.config = SimpleNamespace(use_vision_zoe=True, vision_zoe_config=zoe)
         self.calls = []
 
-    def predict_action(self, inputs):
+    def predict_actions(self, inputs, grid=None):
+        assert grid is FakeProcessor.grid
         self.calls.append(inputs)
         return torch.arange(len(inputs["n"]))[:, None]
 
@@ -63,6 +64,7 @@ class FakeProcessor:
 
     action_chunk_size = 3
     layout = ObservationLayout()
+    grid = object()
 
     def __init__(self):
         self.seen = []
@@ -71,7 +73,7 @@ class FakeProcessor:
         self.seen.append(call)
         return {"n": torch.zeros(len(call["text"]))}
 
-    def decode_actions(self, ids, unnorm_key=None):
+    def to_robot_units(self, normalised, unnorm_key=None):
         call = len(self.seen)
         texts = self.seen[-1]["text"]
         actions = np.zeros((len(texts), 3, 7))
@@ -79,7 +81,7 @@ class FakeProcessor:
             for k in range(3):
                 actions[i, k, :3] = int(text.split()[-1]), call, k
         self.key = unnorm_key
-        return {"actions": actions}
+        return actions
 
 
 def played(policy, *views):

@@ -153,7 +153,7 @@ def test_small_models_grow_and_shrink(tmp_path, tied, bins):
     resized_processor.grid.check_ids(relative)
     assert resized_processor.decode_actions(ids)["actions"].shape == (2, 2, 7)
     # rows that the head reads: its own where it is untied
-    own = model.head_rows(slice(0, new.total)).detach()
+    own = model.grid_tokens.rows(slice(0, new.total)).detach()
     assert torch.equal(own, model.spatial_embed_tokens.weight.detach()) == tied
 
 

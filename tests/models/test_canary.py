@@ -15,7 +15,8 @@ from transformers.models.gemma2 import modeling_gemma2
 from spatialvla_ft import SpatialVLAForConditionalGeneration, SpatialVLAProcessor
 from spatialvla_ft.export import export_checkpoint
 from spatialvla_ft.export.inputs import recorded_inputs
-from spatialvla_ft.models import modeling_spatialvla, vision
+from spatialvla_ft.heads.grid_tokens import GridTokens
+from spatialvla_ft.models import attention, ego3d, modeling_spatialvla
 from spatialvla_ft.policy.canary import LEAST_CHANGE, BlindModelError, check_sight
 from spatialvla_ft.policy.load import load_policy_model
 from spatialvla_ft.policy.stored import STORED_FILE, read_stored
@@ -102,11 +103,11 @@ def test_a_checkpoint_with_stored_answers_passes(exported, dtype):
 
 
 def skip_the_merge(model, monkeypatch):
-    monkeypatch.setattr(model, "_merge", lambda ids, embeds, features: embeds)
+    monkeypatch.setattr(modeling_spatialvla, "merged", lambda embeds, *rest: embeds)
 
 
 def hide_the_picture(model, monkeypatch):
-    whole = modeling_spatialvla.attention_masks
+    whole = attention.attention_masks
 
     def hiding(config, embeds, mask, *rest):
         masks = whole(config, embeds, mask, *rest)
@@ -114,7 +115,7 @@ def hide_the_picture(model, monkeypatch):
             allowed[:, :, 16 + 8 :, : 16 + 8] = torch.finfo(allowed.dtype).min
         return masks
 
-    monkeypatch.setattr(modeling_spatialvla, "attention_masks", hiding)
+    monkeypatch.setattr(attention, "attention_masks", hiding)
 
 
 def blind_siglip(model, monkeypatch):
@@ -126,18 +127,18 @@ def cut_the_projector(model, monkeypatch):
 
 
 def ignore_k(model, monkeypatch):
-    whole = vision.patch_points
+    whole = ego3d.patch_points
     monkeypatch.setattr(
-        vision,
+        ego3d,
         "patch_points",
         lambda depth, K, *rest: whole(depth, K[:1].expand_as(K), *rest),
     )
 
 
 def ignore_depth(model, monkeypatch):
-    whole = vision.patch_points
+    whole = ego3d.patch_points
     monkeypatch.setattr(
-        vision, "patch_points", lambda depth, *rest: whole(torch.ones_like(depth), *rest)
+        ego3d, "patch_points", lambda depth, *rest: whole(torch.ones_like(depth), *rest)
     )
 
 
@@ -163,7 +164,7 @@ def uncap_the_kernel(model, monkeypatch):
 
 
 def uncap_the_logits(model, monkeypatch):
-    monkeypatch.setattr(model, "soft_cap", lambda logits: logits)
+    monkeypatch.setattr(GridTokens, "soft_cap", lambda self, logits: logits)
 
 
 @DTYPES
@@ -214,7 +215,7 @@ def test_depth_that_does_not_see_is_found(model, processor, monkeypatch, constan
         ramp = torch.linspace(0.5, 2, 224).expand(len(pixels), 224, 224)
         return torch.ones_like(ramp) if constant == 1.0 else ramp
 
-    monkeypatch.setattr(vision, "estimate_depth", stuck)
+    monkeypatch.setattr(modeling_spatialvla, "estimate_depth", stuck)
     with pytest.raises(BlindModelError, match=r"depth does not change .*vision_zoe_model\.\*"):
         check_sight(model, processor)
 

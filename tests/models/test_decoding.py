@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_world import row_of, tiny_inputs, tiny_model, tiny_processor
 
+from spatialvla_ft.depth import zoe
 from spatialvla_ft.heads import chunk_decoder, cuda_graphs, decoding
 from spatialvla_ft.heads.gemma_layers import Masks, TextLayers, why_not_direct
 from spatialvla_ft.models.lora import attach_lora
@@ -60,17 +61,13 @@ def record(monkeypatch):
     seen = []
     choose = decoding.best_of_slot
 
-    def watch(model, hidden, rows):
+    def watch(tokens, hidden, rows):
         seen.append(hidden)
-        return choose(model, hidden, rows)
+        return choose(tokens, hidden, rows)
 
     for module in (decoding, chunk_decoder):
         monkeypatch.setattr(module, "best_of_slot", watch)
     return seen
-
-
-def slots_of(model):
-    return list(decoding.type_slices(model.config)) * model.config.action_chunk_size
 
 
 def agree(model, batch, record):
@@ -80,8 +77,8 @@ def agree(model, batch, record):
     ours = torch.stack(record)
     record.clear()
     with torch.no_grad():
-        prompt = decoding._checked_prompt(model.config, batch)
-        wanted = decoding.library_greedy(model, prompt, slots_of(model))
+        prompt = decoding.checked_prompt(batch, model.config.action_token_begin_idx)
+        wanted = decoding.library_greedy(model.token_writer, prompt, model.hidden_states)
     assert torch.equal(ids, wanted)
     torch.testing.assert_close(ours, torch.stack(record), rtol=0, atol=ROUNDING)
     return ids
@@ -117,7 +114,7 @@ def test_a_window_that_ends_within_the_chunk(tiny, record, window):
 
 def test_both_branches_of_the_gripper_are_taken(tiny, record):
     """Else the tests above would hold for a decoder that always keeps the first."""
-    last = decoding.type_slices(build(tiny).config)[-1].start + tiny.action_tokenizer.begin_id
+    last = build(tiny).config.action_slots[-1].start + tiny.action_tokenizer.begin_id
     taken = set()
     for seed in range(4):
         model = build(tiny, seed=seed)
@@ -258,15 +255,15 @@ def test_the_padding_of_a_graph_changes_no_token(tiny):
         embeds, _ = model.embed_inputs(batch["input_ids"], **seen)
     padded, padded_mask = cuda_graphs.pad_left(embeds, mask)
     assert padded.shape[1] == padded_mask.shape[1] == 32
-    ids = decoding.text_greedy(model, padded, padded_mask, slots_of(model))
+    ids = decoding.text_greedy(model.token_writer, padded, padded_mask)
     assert torch.equal(ids, model.predict_action(batch))
 
 
 def test_no_graph_without_a_gpu_and_none_for_an_adapter(tiny):
     embeds = torch.zeros(1, 4, 32)
-    assert not cuda_graphs.can_capture(build(tiny), embeds)
-    assert cuda_graphs.mark(embeds) is None
-    assert torch.equal(cuda_graphs.beside(None, lambda: embeds + 1), embeds + 1)
+    assert not cuda_graphs.can_capture(build(tiny).token_writer, embeds)
+    assert zoe.mark(embeds) is None
+    assert torch.equal(zoe.beside(None, lambda: embeds + 1), embeds + 1)
     store = cuda_graphs.GraphStore()
     store.graphs["key"] = None
     assert not copy.deepcopy(store).graphs
@@ -277,9 +274,9 @@ def test_no_graph_without_a_gpu_and_none_for_an_adapter(tiny):
 def test_graphs_choose_the_same_tokens(tiny, caplog):
     model = build(tiny).cuda()
     batch = {name: tensor.cuda() for name, tensor in tiny_inputs(tiny, 3).items()}
-    prompt = decoding._checked_prompt(model.config, batch)
+    prompt = decoding.checked_prompt(batch, model.config.action_token_begin_idx)
     with torch.no_grad():
-        wanted = decoding.library_greedy(model, prompt, slots_of(model))
+        wanted = decoding.library_greedy(model.token_writer, prompt, model.hidden_states)
     for _ in range(3):
         assert torch.equal(model.predict_action(batch), wanted)
     assert caplog.text == ""

@@ -173,6 +173,6 @@ def test_adapting_to_a_grid_touches_the_table_and_the_head(tiny, tied):
     assert torch.equal(after[:begin], head[:begin])
     if tied:
         assert torch.equal(after, head)
-        assert torch.equal(model.head_rows(slice(0, count)), wanted)
+        assert torch.equal(model.grid_tokens.rows(slice(0, count)), wanted)
     else:
         assert torch.equal(after[begin:], adapt_embeddings(head[begin:], tiny.grid, new))

@@ -153,7 +153,7 @@ def test_from_one_arm_to_another_robot_and_back_from_disk(robot, tied, tmp_path)
     model = tiny_model(processor, tie_action_head=tied)
     old, begin = processor.grid, model.config.action_token_begin_idx
     table = model.spatial_embed_tokens.weight.detach().clone()
-    head = model.head_rows(slice(0, old.total)).detach().clone()
+    head = model.grid_tokens.rows(slice(0, old.total)).detach().clone()
     text = model.language_model.lm_head.weight[:begin].detach().clone()
     adapt_to_grid(model, old, grid)
     processor.set_grid(grid)
@@ -166,7 +166,7 @@ def test_from_one_arm_to_another_robot_and_back_from_disk(robot, tied, tmp_path)
     fresh = torch.zeros(grid.total, table.shape[1])
     learnt = [slot.role != "joint" for slot in grid.slots]
     for rows, before in ((model.spatial_embed_tokens.weight, table),) + (
-        () if tied else ((model.head_rows(slice(0, grid.total)), head),)
+        () if tied else ((model.grid_tokens.rows(slice(0, grid.total)), head),)
     ):
         wanted = adapt_embeddings(before, old, grid, fresh=fresh)
         for ok, first, count in zip(learnt, grid.offsets, grid.counts, strict=True):

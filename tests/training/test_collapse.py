@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from spatialvla_ft.actions.grid import ActionGrid
 from spatialvla_ft.actions.reconstruction import fixed_dimensions
 from spatialvla_ft.actions.spaces import end_effector_delta, joint_space, two_arms_delta
+from spatialvla_ft.heads.grid_tokens import GridTokens
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.collapse import (
     CollapseWatch,
@@ -291,15 +292,17 @@ def deafened(run):
 
 def one_action(run):
     """One token of every slot beats all others."""
-    head = run.model.head
     begin, grid = run.processor.action_tokenizer.begin_id, run.processor.grid
 
-    def biased(hidden):
-        logits = head(hidden).clone()
-        logits[..., [begin + offset for offset in grid.offsets]] += 1000
-        return logits
+    class Biased(GridTokens):
+        def logits(self, hidden):
+            logits = super().logits(hidden).clone()
+            logits[..., [begin + offset for offset in grid.offsets]] += 1000
+            return logits
 
-    run.model.head = biased
+    whole = type(run.model)
+    tokens = property(lambda model: Biased(**vars(whole.grid_tokens.fget(model))))
+    run.model.__class__ = type(whole.__name__, (whole,), {"grid_tokens": tokens})
     weight = run.model.spatial_embed_tokens.weight
     with torch.no_grad():
         weight.zero_()[:, 0] = 1  # equal to the last bit in any order: greedy picks the first
