@@ -19,7 +19,7 @@ import yaml
 
 from spatialvla_ft.converters.mapping import Entry, Mapping, read_mapping
 from spatialvla_ft.converters.report import Report, from_units
-from spatialvla_ft.data.cards.card import Video
+from spatialvla_ft.data.cards.fields import Video
 from spatialvla_ft.data.cards.files import raw_card
 from spatialvla_ft.data.decode import is_common
 from spatialvla_ft.data.errors import DatasetError, refuse_within

@@ -22,7 +22,8 @@ from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field
 
 from spatialvla_ft.checked_yaml import Located, load_yaml
-from spatialvla_ft.data.cards.card import Card, Intrinsics
+from spatialvla_ft.data.cards.card import Card
+from spatialvla_ft.data.cards.fields import Intrinsics
 from spatialvla_ft.data.cards.files import load_cards
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.filters import Failed, NoOps, Validation, divide

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from spatialvla_ft.data.cards.card import Card, Intrinsics
+from spatialvla_ft.data.cards.card import Card
+from spatialvla_ft.data.cards.fields import Intrinsics
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.geometry.intrinsics import camera_matrix
 

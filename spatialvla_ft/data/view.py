@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from spatialvla_ft.data.cards.card import Card, Intrinsics
+from spatialvla_ft.data.cards.card import Card
+from spatialvla_ft.data.cards.fields import Intrinsics
 from spatialvla_ft.data.cards.standardise import wanted_keys, wrong_total, wrong_width
 from spatialvla_ft.data.cards.terms import Term
 from spatialvla_ft.data.decode import to_metres

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialvla_ft.data.cards.card import Language
+from spatialvla_ft.data.cards.fields import Language
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.sample import Sample
 from spatialvla_ft.data.store import Column

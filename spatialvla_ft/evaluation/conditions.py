@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.cards.card import RECORDED, Recorded
+from ..data.cards.fields import RECORDED, Recorded
 
 DEFAULTS: dict[str, Any] = {
     "tasks": ["touch"],

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32
 from torch import nn
 
 from ..actions.spaces import ActionSpace
-from ..data.cards.card import CONTROL_HZ
+from ..data.cards.fields import CONTROL_HZ
 from ..data.sample import Sample
 from ..data.samples import SampleDataset
 from ..models.processing_spatialvla import SpatialVLAProcessor

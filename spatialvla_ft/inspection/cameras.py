@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 from numpy.typing import NDArray
 
-from spatialvla_ft.data.cards.card import Card, Intrinsics
+from spatialvla_ft.data.cards.card import Card
+from spatialvla_ft.data.cards.fields import Intrinsics
 from spatialvla_ft.data.cards.standardise import Standardised
 from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.errors import DatasetError

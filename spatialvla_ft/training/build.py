@@ -19,7 +19,7 @@ from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
 from ..data.augment import Augment
-from ..data.cards.card import CONTROL_HZ, RECORDED
+from ..data.cards.fields import CONTROL_HZ, RECORDED
 from ..data.mixtures import Opened, Part, excluded_datasets, find_mixture, open_mixture
 from ..data.opening import holdout
 from ..data.reading import Reading

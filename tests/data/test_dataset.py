@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spatialvla_ft.data import DatasetError, Sample, build_index, holdout, load_cards, open_dataset
-from spatialvla_ft.data.cards.card import Intrinsics
+from spatialvla_ft.data.cards.fields import Intrinsics
 from spatialvla_ft.inspection import inspect_dataset
 
 

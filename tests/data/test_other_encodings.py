@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from spatialvla_ft.data import DatasetError, load_cards, open_dataset, standardise
-from spatialvla_ft.data.cards.card import Swap
+from spatialvla_ft.data.cards.fields import Swap
 from spatialvla_ft.data.cards.ops import zlib_float32
 from spatialvla_ft.data.view import swap, swapped_slots
 

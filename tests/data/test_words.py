@@ -13,7 +13,8 @@ from spatialvla_ft.converters.mapping import read_mapping
 from spatialvla_ft.converters.rlds_to_lerobot import to_lerobot
 from spatialvla_ft.data import DatasetError, Sampler, open_dataset, standardise
 from spatialvla_ft.data import samples as sample_dataset
-from spatialvla_ft.data.cards.card import Card, Language
+from spatialvla_ft.data.cards.card import Card
+from spatialvla_ft.data.cards.fields import Language
 from spatialvla_ft.data.words import read_words
 from spatialvla_ft.inspection import inspect_dataset
 from spatialvla_ft.training.batches import Frames, StepBatches

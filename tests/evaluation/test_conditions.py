@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from spatialvla_ft.data.cards.card import Recorded
+from spatialvla_ft.data.cards.fields import Recorded
 from spatialvla_ft.evaluation.conditions import conditions_of, recorded_of_checkpoint
 
 NEW = range(1_000_000, 1_000_010)

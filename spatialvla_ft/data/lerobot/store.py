@@ -15,16 +15,11 @@ import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import NDArray
 
-from spatialvla_ft.data.cards.card import Video
+from spatialvla_ft.data.cards.fields import Video
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError, no_feature
-from spatialvla_ft.data.lerobot.episodes import (
-    DataFile,
-    DataFiles,
-    read_episodes,
-    to_floats,
-    to_numpy,
-)
+from spatialvla_ft.data.lerobot.columns import DataFile, DataFiles, to_floats, to_numpy
+from spatialvla_ft.data.lerobot.episodes import read_episodes
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, INFO, Feature, licence_of_readme, read_info
 from spatialvla_ft.data.lerobot.rows import Rows
 from spatialvla_ft.data.lerobot.tasks import read_tasks, task_troubles

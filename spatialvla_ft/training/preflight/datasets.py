@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from ...actions.normalise import ActionStatistics, normalise
 from ...actions.ranges import lost_dimensions, lost_words, widened_words
 from ...actions.spaces import RawActions
-from ...data.cards.card import Intrinsics
+from ...data.cards.fields import Intrinsics
 from ...data.samples import SampleDataset
 from ..run import Run
 
