@@ -1,6 +1,6 @@
 # Two commands for a stranger: `make quickstart` runs the main job, `make test` runs the tests.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart gate test test-slow lint clean
+.PHONY: help setup quickstart gate test test-slow gpu lint clean
 
 # The first of these that is a working Python 3.11 to 3.13.
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
@@ -8,6 +8,11 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.ready
+# For a machine that is lent without a network: where there is no .venv, a Python that has torch.
+GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(shell for p in python3 $(PYTHON); do \
+	$$p -c 'import importlib.util as u; exit(not (u.find_spec("torch") and u.find_spec("peft")))' \
+	2>/dev/null && echo $$p && break; done))
+OUT ?= runs/gpu
 # A test that hangs ends its worker, with the stacks of all threads.
 HUNG := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
@@ -35,6 +40,10 @@ test: setup ## Run the tests
 
 test-slow: setup ## Run the tests that take minutes, e.g. 200 expert episodes of every task
 	$(BIN)/python -m pytest -n 2 -m "slow"
+
+gpu: ## Measure and test what needs a GPU, in nine minutes at most; OUT=runs/gpu
+	@test -n "$(GPU_PYTHON)" || $(MAKE) setup
+	@$(or $(GPU_PYTHON),$(BIN)/python) -m spatialvla_ft_cli bench gpu --out "$(OUT)/gpu.json"
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ class Report:
     """The figures of one part of `spatialvla-ft bench`.
 
     Attributes:
-        part: predict, train-logits, train-step, codec, depth, data or video.
+        part: predict, train-logits, train-step, codec, depth, data, video, graphs or flex.
         settings: sizes, device and dtype that the figures belong to.
         figures: in the order of showing.
         notes: what a reader must know before believing a figure.

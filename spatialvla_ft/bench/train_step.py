@@ -41,7 +41,7 @@ def bench_train_step(size: str, *, device: str = "cpu", rounds: int = 3) -> Repo
     peft_model.train()
     adapters = [p for p in peft_model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(adapters, lr=LEARNING_RATE, weight_decay=0.0)
-    step = _step(peft_model, optimiser, adapters, inputs)
+    step = adapter_step(peft_model, optimiser, adapters, inputs)
     report = Report(
         "train-step",
         {
@@ -93,12 +93,14 @@ def training_inputs(config: SpatialVLAConfig, batch: int, *, device: str) -> dic
     return {name: tensor.to(device) for name, tensor in rows.items()}
 
 
-def _step(
+def adapter_step(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     adapters: list[nn.Parameter],
     inputs: dict[str, Tensor],
 ) -> Work:
+    """A step on one batch: forward, backward, clipping, the optimiser's turn."""
+
     def step() -> Any:
         model(**inputs, logits_to_keep="labels").loss.backward()
         nn.utils.clip_grad_norm_(adapters, 1.0)
@@ -116,10 +118,11 @@ def _measure(
     report.add(f"{kind} rate", batch / times.median, "samples/s", "at the median step")
     share = 100 * least / times.median
     report.add(f"{kind} utilisation", share, "%", "the step's arithmetic at the product's speed")
-    report.add(f"{kind} peak", _peak(step, device) / 2**20, "MiB", "tensors made by one step")
+    report.add(f"{kind} peak", peak_of(step, device) / 2**20, "MiB", "tensors made by one step")
 
 
-def _peak(step: Work, device: str) -> int:
+def peak_of(step: Work, device: str) -> int:
+    """Most bytes of tensors that a step makes and holds at once."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +23,9 @@ class Part(StrEnum):
     depth = "depth"
     data = "data"
     video = "video"
+    graphs = "graphs"
+    flex = "flex"
+    gpu = "gpu"
 
 
 class Size(StrEnum):
@@ -46,11 +48,20 @@ def bench(
         list[Part] | None, typer.Argument(help="What to measure; everything if not given.")
     ] = None,
     size: Annotated[
-        Size, typer.Option(help="100m is about 100 M parameters without ZoeDepth; 4b the real one.")
-    ] = Size.tiny,
-    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
+        Size | None,
+        typer.Option(
+            help="100m is about 100 M parameters without ZoeDepth; 4b the real one. tiny if not "
+            "given; of gpu, 4b."
+        ),
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="Where to measure. cpu if not given; of gpu, cuda.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, taken in turns.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="Write the numbers here as JSON.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the numbers here as JSON; gpu, if not given, to runs/gpu/."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write how the cost of data grows here, as PNG.")
     ] = None,
@@ -58,12 +69,29 @@ def bench(
 ) -> None:
     """Measure speed side by side in one run, with random weights; no files are needed.
 
+    `gpu` stands alone: what wants a GPU, each part in a process and with a limit of its own, and
+    the tests marked gpu, in at most nine minutes. Exit code 1 if a part failed, 0 without a GPU.
+
     Example: spatialvla-ft bench predict --size 100m --out bench.json
     """
+    from spatialvla_ft.cli.bench_gpu import OUT, measure_gpu
     from spatialvla_ft.cli.console import fail_with
 
     with fail_with():
-        reports = [_measure(part, size, device, rounds, plot) for part in parts or list(Part)]
+        if parts is not None and Part.gpu in parts:
+            if len(parts) > 1 or plot is not None:
+                raise ValueError("gpu runs parts of its own and draws nothing: give it alone")
+            measure_gpu(
+                out or OUT,
+                size=(size or Size.four_billion).value,
+                device=(device or Device.cuda).value,
+                rounds=rounds,
+                as_json=as_json,
+            )
+            return
+        chosen = parts or [part for part in Part if part is not Part.gpu]
+        size, device = size or Size.tiny, device or Device.cpu
+        reports = [_measure(part, size, device, rounds, plot) for part in chosen]
         result = {"reports": [report.to_dict() for report in reports]}
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,27 +104,32 @@ def bench(
 
 
 def _measure(part: Part, size: Size, device: Device, rounds: int, plot: Path | None) -> Report:
-    from spatialvla_ft.bench.codec import bench_codec
-    from spatialvla_ft.bench.data import bench_data
-    from spatialvla_ft.bench.depth import bench_depth
-    from spatialvla_ft.bench.predict import bench_predict
-    from spatialvla_ft.bench.train_logits import bench_train_logits
-    from spatialvla_ft.bench.train_step import bench_train_step
-    from spatialvla_ft.bench.video import bench_video
-
+    """A part's report; what a part does not need is not imported, since a machine may lack it."""
     if part is Part.codec:
+        from spatialvla_ft.bench.codec import bench_codec
+
         return bench_codec(rounds=rounds)
     if part is Part.data:
+        from spatialvla_ft.bench.data import bench_data
+
         return bench_data(rounds=rounds, plot=plot)
     if part is Part.video:
+        from spatialvla_ft.bench.video import bench_video
+
         return bench_video(rounds=rounds)
-    measure: dict[Part, Callable[..., Report]] = {
-        Part.predict: bench_predict,
-        Part.train_logits: bench_train_logits,
-        Part.train_step: bench_train_step,
-        Part.depth: bench_depth,
-    }
-    return measure[part](size.value, device=device.value, rounds=rounds)
+    if part is Part.predict:
+        from spatialvla_ft.bench.predict import bench_predict as measure
+    elif part is Part.train_logits:
+        from spatialvla_ft.bench.train_logits import bench_train_logits as measure
+    elif part is Part.train_step:
+        from spatialvla_ft.bench.train_step import bench_train_step as measure
+    elif part is Part.graphs:
+        from spatialvla_ft.bench.kernels import bench_graphs as measure
+    elif part is Part.flex:
+        from spatialvla_ft.bench.kernels import bench_flex as measure
+    else:
+        from spatialvla_ft.bench.depth import bench_depth as measure
+    return measure(size.value, device=device.value, rounds=rounds)
 
 
 def _show(report: Report) -> None:

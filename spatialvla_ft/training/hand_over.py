@@ -1,8 +1,13 @@
 """Batches from worker processes through shared memory that is used again and again.
 
 A DataLoader of torch makes new shared memory for every tensor of every batch, which the system has
-to clear, map and unmap: 0.15 ms for a frame of 224 x 224 where decoding it takes 0.4. Here each
-worker has a ring of blocks; a batch is copied into the next one, and out of it as it arrives.
+to clear, map and unmap. Here each worker has a ring of blocks; a batch is copied into the next one,
+and out of it as it arrives.
+
+What that saves, both ways in turns with one worker (2026-11-30, two cores of a shared Xeon): of a
+frame of 224 x 224 bytes 0.15 of 0.22 ms of processor time; of the floats and depth that training
+gets of it 0.49 of 1.02 ms; of a whole step of the quickstart's base 4 % (median of 12 pairs, -2 to
+10 %; 7 % on a busier machine). A GPU's own process gains nothing, its workers do.
 """
 
 from __future__ import annotations
