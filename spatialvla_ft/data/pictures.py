@@ -30,6 +30,7 @@ from PIL import Image
 
 from spatialvla_ft.data.colour import UNCHANGED, Jitter, Pixels, recolour
 from spatialvla_ft.data.sample import Observation, Sample
+from spatialvla_ft.geometry.intrinsics import scale_intrinsics
 from spatialvla_ft.pictures import rgb_bytes
 
 Seen = TypeVar("Seen", bound=Observation)
@@ -46,11 +47,6 @@ class Box:
     top: int
     width: int
     height: int
-
-
-def scale_intrinsics(K: K33, sx: float, sy: float) -> K33:
-    """K after the image is stretched by `sx` and `sy`."""
-    return np.asarray(K * np.array([[sx], [sy], [1.0]]))
 
 
 def crop_intrinsics(K: K33, left: float, top: float) -> K33:

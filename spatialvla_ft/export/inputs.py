@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data.sample import Sample
+from ..geometry.intrinsics import scale_intrinsics
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..policy.canary import chequered
@@ -129,8 +130,8 @@ def _intrinsics(processor: SpatialVLAProcessor, key: str | None, size: int) -> l
         entry = config.get(key or "") or config.get("default") or {}
         entry = entry if i == 0 else entry.get("cameras", {}).get(camera, {})
         if entry:
-            scale = np.array([size / entry["width"], size / entry["height"], 1.0])
-            matrices.append(np.asarray(entry["intrinsic"], np.float64) * scale[:, None])
+            stored = np.asarray(entry["intrinsic"], np.float64)
+            matrices.append(scale_intrinsics(stored, size / entry["width"], size / entry["height"]))
         else:
             matrices.append(np.array([[size, 0, size / 2], [0, size, size / 2], [0, 0, 1.0]]))
     return matrices * layout.window

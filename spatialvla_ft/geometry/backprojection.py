@@ -13,6 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .intrinsics import scale_intrinsics
+
+__all__ = ["backproject", "cell_centres", "patch_weights", "project", "scale_intrinsics"]
+
 
 def cell_centres(
     image_size: int, cell: float, device: torch.device | None = None
@@ -77,11 +81,3 @@ def patch_weights(
     near_B2S = (1 - (place.unsqueeze(-1) - ticks).abs()).clamp_min(0)
     weights_BRC = near_B2S[:, 1].unsqueeze(-1) * near_B2S[:, 0].unsqueeze(-2)
     return weights_BRC.flatten(1) * inside.unsqueeze(-1)
-
-
-def scale_intrinsics(
-    intrinsics: Float[Tensor, "*B 3 3"], scale_x: float, scale_y: float
-) -> Float[Tensor, "*B 3 3"]:
-    """K of the image after it was resized by (scale_x, scale_y): the first two rows scale."""
-    factors = torch.tensor([scale_x, scale_y, 1.0], dtype=torch.float64)
-    return (intrinsics.double() * factors[:, None]).to(intrinsics.dtype)

@@ -1,11 +1,16 @@
-"""Intrinsics in the forms that datasets store them in."""
+"""Pinhole cameras: K from the forms that datasets store it in, and K of a resized picture.
+
+Free of torch, so that dataset readers, torch code and plain NumPy share it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
+
+Matrix = TypeVar("Matrix")
 
 
 def camera_matrix(value: Any, where: str) -> Float64[np.ndarray, "3 3"]:
@@ -20,3 +25,24 @@ def camera_matrix(value: Any, where: str) -> Float64[np.ndarray, "3 3"]:
             f"{numbers.shape}"
         )
     return numbers.reshape(3, 3)
+
+
+def scale_intrinsics(K: Matrix, scale_x: float, scale_y: float) -> Matrix:
+    """K of the picture after it was resized by (scale_x, scale_y): the first two rows scale.
+
+    Args:
+        K: (*B, 3, 3) pixels; a torch tensor on any device, or a NumPy array.
+        scale_x: new width over the old one.
+        scale_y: new height over the old one.
+
+    Returns:
+        A new array of the same kind, computed in float64: a tensor has the type of `K` again, a
+        NumPy array stays float64.
+    """
+    given: Any = K
+    tensor = hasattr(given, "double")
+    scaled: Any = given.double().clone() if tensor else np.array(given, np.float64)
+    scaled[..., 0, :] *= scale_x
+    scaled[..., 1, :] *= scale_y
+    result: Matrix = scaled.to(given.dtype) if tensor else scaled
+    return result

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from spatialvla_ft.geometry.backprojection import backproject, cell_centres, scale_intrinsics
+from spatialvla_ft.geometry.backprojection import backproject, cell_centres
 from spatialvla_ft.geometry.frequency import frequency_encoding
+from spatialvla_ft.geometry.intrinsics import scale_intrinsics
 
 K = np.array([[210.0, 3.0, 97.0], [0.0, 180.0, 141.0], [0.0, 0.0, 1.0]])
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from spatialvla_ft.data.cards.terms import Term, parse_term
+from spatialvla_ft.geometry.intrinsics import camera_matrix, scale_intrinsics
 
 
 def _term(raw: Any) -> Any:
@@ -185,7 +186,5 @@ class Intrinsics(CardModel):
 
     def matrix(self, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
         """K for the same picture squashed to `width` x `height`."""
-        x, y = width / self.width, height / self.height
-        return np.array(
-            [[self.fx * x, 0, self.cx * x], [0, self.fy * y, self.cy * y], [0, 0, 1]], np.float64
-        )
+        K = camera_matrix((self.fx, self.fy, self.cx, self.cy), "a card's intrinsics")
+        return scale_intrinsics(K, width / self.width, height / self.height)
