@@ -183,12 +183,17 @@ def token_counts(processor: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def stored_grid(config: SpatialVLAConfig, source: str | Path, **hub: Any) -> ActionGrid | None:
-    """The action grid of a checkpoint's processor; None where it has none of the model's tokens."""
-    processor = read_processor_config(source, **hub)
-    if processor is None or token_counts(processor) is None:
+    """The action grid of a checkpoint's processor; None where it has none of the model's tokens.
+
+    A model is of use without: what is wrong with the file its processor says, when it is loaded.
+    """
+    try:
+        processor = read_processor_config(source, **hub)
+        grid = None if processor is None else from_processor_config(processor)
+    except ValueError:
         return None
-    grid = from_processor_config(processor)
-    return grid if list(grid.counts) == config.action_token_counts else None
+    same = grid is not None and list(grid.counts) == config.action_token_counts
+    return grid if same else None
 
 
 def fill_from_processor_config(config: SpatialVLAConfig, source: str | Path, **hub: Any) -> None:

@@ -32,7 +32,8 @@ def guide(monkeypatch):
     """The guide's own code, run as it stands there."""
     for kind, head in list(HEADS.items()):
         monkeypatch.setitem(HEADS, kind, head)  # so that what is added goes again
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    section = GUIDE.read_text(encoding="utf-8").partition("## A head")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names: dict = {}
     monkeypatch.setitem(HEADS, "linear", None)
     exec(compile(code, str(GUIDE), "exec"), names)
