@@ -27,6 +27,7 @@ from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.data.cards.standardise import Standardised, standardise, wanted_keys
 from spatialvla_ft.data.cards.terms import Term
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.data.sampler import evenly_spaced
 from spatialvla_ft.data.store import EpisodeStore
 
 ENOUGH = 0.5
@@ -219,9 +220,8 @@ class _Reader:
         if self.card.action.translation is None:
             return None
         count = len(self.store.episode_lengths)
-        asked = np.unique(np.linspace(0, count - 1, min(ASKED, count)).astype(int))
         moved, commanded = [np.empty((0, 3))], [np.empty((0, 3))]
-        for trajectory in map(self.read, asked.tolist()):
+        for trajectory in map(self.read, evenly_spaced(count, ASKED)):
             if len(trajectory.tool) > 1:
                 moved.append(np.diff(trajectory.tool, axis=0))
                 commanded.append(self._commanded(trajectory)[:-1])

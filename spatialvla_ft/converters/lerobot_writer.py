@@ -18,6 +18,7 @@ from spatialvla_ft.converters.video_writer import Codec, VideoWriter
 from spatialvla_ft.data.decode import decode_rgb
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, INFO, Feature
+from spatialvla_ft.data.sampler import evenly_spaced
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -257,7 +258,9 @@ class LeRobotWriter:
             if self.features[key].dtype not in ("string", "bool")
         }
         for key, pictures in images.items():
-            shown = [decode_rgb(pictures[i]) for i in _spread(length) if pictures[i]]
+            shown = [
+                decode_rgb(pictures[i]) for i in evenly_spaced(length, MEASURED) if pictures[i]
+            ]
             for picture in shown if not self.features[key].is_depth else ():
                 seen = moments_of_picture(picture)
                 moments[key] = moments[key] + seen if key in moments else seen
@@ -276,7 +279,7 @@ class LeRobotWriter:
             path = VIDEO.format(video_key=key, **_numbers(self._video_file[key]))
             video = VideoWriter(self.folder / path, self.fps, self.codecs[key])
             self._videos[key] = video
-        start, before, looked = video.seconds, video.frames, set(_spread(length))
+        start, before, looked = video.seconds, video.frames, set(evenly_spaced(length, MEASURED))
         moments: Moments | None = None
         for i, frame in enumerate(frames):
             video.write(frame)
@@ -354,11 +357,6 @@ def _numbers(file: int) -> dict[str, int]:
 
 def _place(what: str, file: int) -> dict[str, int]:
     return {f"{what}/{name}": number for name, number in _numbers(file).items()}
-
-
-def _spread(length: int) -> list[int]:
-    """A few steps of an episode, first and last among them."""
-    return sorted({int(i) for i in np.linspace(0, length - 1, min(MEASURED, length))})
 
 
 def _to_json(feature: Feature) -> dict[str, Any]:

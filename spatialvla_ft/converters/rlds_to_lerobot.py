@@ -23,6 +23,7 @@ from spatialvla_ft.data.lerobot.info import Feature
 from spatialvla_ft.data.lerobot.store import TASK, LeRobotStore
 from spatialvla_ft.data.rlds.episodes import RldsStore
 from spatialvla_ft.data.rlds.index import FrameIndex
+from spatialvla_ft.data.sampler import evenly_spaced
 from spatialvla_ft.data.words import UTF8, read_words, text_of
 
 IMAGES = ("keep", *CODECS)
@@ -258,7 +259,7 @@ def _compare(index: FrameIndex, entries: list[Entry], out: Path, images: str) ->
     """Measured loss of the videos: some of their pictures beside those they came from."""
     store = LeRobotStore(out)
     steps = [(e, t) for e, n in enumerate(index.episode_lengths.tolist()) for t in range(n)]
-    some = [steps[i] for i in np.linspace(0, len(steps) - 1, min(COMPARED, len(steps))).astype(int)]
+    some = [steps[i] for i in evenly_spaced(len(steps), COMPARED)]
     found = {}
     for entry in entries:
         if entry.how != "picture":

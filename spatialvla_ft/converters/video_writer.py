@@ -30,6 +30,7 @@ from spatialvla_ft.data.errors import DatasetError, refuse_within
 from spatialvla_ft.data.lerobot.info import INFO
 from spatialvla_ft.data.lerobot.store import LeRobotStore
 from spatialvla_ft.data.lerobot.video import DEPTH_FORMAT, Decoder
+from spatialvla_ft.data.sampler import evenly_spaced
 
 _THREADS = Path("/proc/self/task")
 
@@ -329,9 +330,8 @@ def _describe(out: Path, chosen: dict[str, dict[str, Codec | None]]) -> None:
 def _compare(old: LeRobotStore, new: LeRobotStore, key: str, found: dict[str, Codec | None]) -> str:
     """Measured loss and growth of the videos of a feature."""
     steps = [(e, t) for e, n in enumerate(old.episode_lengths.tolist()) for t in range(n)]
-    some = np.linspace(0, len(steps) - 1, min(COMPARED, len(steps))).astype(int).tolist()
     values = []
-    for i in some:
+    for i in evenly_spaced(len(steps), COMPARED):
         was, now = (store.rgb(key, *steps[i]) for store in (old, new))
         assert was is not None
         assert now is not None

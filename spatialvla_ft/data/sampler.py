@@ -23,6 +23,15 @@ _ROUND_KEYS = tuple(np.uint64(i * 0xD1B54A32D192ED03 % 2**64) for i in range(1, 
 _BLOCK_STREAM, _EPOCH_STREAM = 0, 1
 
 
+def evenly_spaced(length: int, most: int) -> list[int]:
+    """At most `most` of the places 0 to length - 1, evenly spaced, first and last among them.
+
+    What lies between two places counts as the earlier one; a single pick is the first place.
+    """
+    places: list[int] = np.linspace(0, length - 1, min(most, length)).astype(int).tolist()
+    return places
+
+
 def quotas(weights: Sequence[float], block: int = BLOCK) -> NDArray[np.int64]:
     """Slots of every dataset in a block, by largest remainder; they add up to `block`.
 

@@ -21,6 +21,7 @@ from spatialvla_ft.data.cards.standardise import Standardised
 from spatialvla_ft.data.decode import to_metres
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.projection import stored_matrix
+from spatialvla_ft.data.sampler import evenly_spaced
 from spatialvla_ft.data.stats.statistics import normalised_dimensions
 from spatialvla_ft.data.store import Source
 from spatialvla_ft.depth.metres import FAR, NEAR
@@ -312,12 +313,12 @@ def _view(
     source: Source, card: Card, slot: str, standard: list[Standardised], episodes: list[int]
 ) -> View:
     key = (card.cameras or {})[slot].path
-    chosen = np.unique(np.linspace(0, len(episodes) - 1, min(ROWS, len(episodes))).astype(int))
     sheet, maps = [], []
     depth_key = card.depth[slot].path if slot in card.depth else None
-    for i in chosen.tolist():
+    chosen = evenly_spaced(len(episodes), ROWS)
+    for i in chosen:
         steps = standard[i].steps
-        at = steps[np.unique(np.linspace(0, len(steps) - 1, min(COLUMNS, len(steps))).astype(int))]
+        at = steps[evenly_spaced(len(steps), COLUMNS)]
         shown = [(int(s), source.rgb(key, episodes[i], int(s))) for s in at]
         sheet.append((episodes[i], tuple((s, p) for s, p in shown if p is not None)))
         if depth_key and card.depth_scale:
@@ -351,7 +352,7 @@ def _view(
         )
     found += depth_smells(maps, card.depth_scale or 1.0, slot)
     if first is not None:
-        found += _in_motion(source, card, slot, {episodes[i]: standard[i] for i in chosen.tolist()})
+        found += _in_motion(source, card, slot, {episodes[i]: standard[i] for i in chosen})
     known = np.concatenate([m[m > 0].ravel() for m in maps]) if maps else np.empty(0)
     reach = tuple(float(v) for v in np.quantile(known, [0.01, 0.99])) if len(known) else None
     return View(key, size, K, depth_key, reach, tuple(sheet), tuple(found))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from jaxtyping import Float64
 from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.data.cards.standardise import Standardised
 from spatialvla_ft.data.projection import Placed, in_picture, placed
+from spatialvla_ft.data.sampler import evenly_spaced
 from spatialvla_ft.data.store import Source
 from spatialvla_ft.inspection.findings import Finding, percent
 
@@ -131,8 +132,7 @@ def _looked_at(
     views: dict[str, list[Placed]] = {}
     for part, episode, trajectory in zip(values, episodes, standard, strict=True):
         rows = np.flatnonzero(np.isfinite(part).all(axis=1))
-        chosen = np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))
-        for row in rows[chosen]:
+        for row in rows[evenly_spaced(len(rows), LOOKED_AT)]:
             points.append(part[row])
             for slot, size in sizes.items():
                 camera = placed(source, card, slot, size, episode, int(trajectory.steps[row]))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..actions.reconstruction import fixed_dimensions
 from ..data.sample import Sample
+from ..data.sampler import evenly_spaced
 from ..data.samples import SampleDataset
 from ..policy.inputs import Collator
 from .collapse import CollapseWatch, Predictions, collapsed, lenders, spread_metrics
@@ -212,13 +213,7 @@ def joined(probes: Sequence[Predictions]) -> Predictions:
 
 def validated_frames(run: Run) -> list[list[int]]:
     """Frames of each held-out dataset that every validation looks at, evenly spaced."""
-    return [_spaced(held, run.recipe.train.validate_samples) for held in run.heldout]
-
-
-def _spaced(dataset: SampleDataset, count: int) -> list[int]:
-    count = min(count, len(dataset))
-    found: list[int] = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
-    return found
+    return [evenly_spaced(len(held), run.recipe.train.validate_samples) for held in run.heldout]
 
 
 def _batches(
@@ -226,7 +221,7 @@ def _batches(
 ) -> Iterator[tuple[int, list[int]]]:
     """(dataset, frames) of every batch: evenly spaced, each batch spread over the dataset."""
     for i, dataset in enumerate(datasets):
-        frames = _spaced(dataset, count)
+        frames = evenly_spaced(len(dataset), count)
         number = -(-len(frames) // size)
         for start in range(number):
             yield i, frames[start::number]

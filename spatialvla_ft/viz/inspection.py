@@ -17,6 +17,7 @@ from spatialvla_ft.data.cards.card import Card
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.opening import find_card, open_source
 from spatialvla_ft.data.projection import Values, pixels, placed
+from spatialvla_ft.data.sampler import evenly_spaced
 from spatialvla_ft.inspection import Inspection, facts
 from spatialvla_ft.inspection.cameras import View, field_of_view
 from spatialvla_ft.inspection.findings import Finding
@@ -108,11 +109,10 @@ def plot_points(dataset: Path, out: Path, points: Sequence[Float[np.ndarray, "T 
     slot = camera_of_plot(card)
     key = (card.cameras or {})[slot].path
     having = [e for e, part in enumerate(points) if np.isfinite(part).all(axis=1).any()]
-    chosen = np.unique(np.linspace(0, len(having) - 1, min(ROWS, len(having))).astype(int))
     rows: list[Row] = []
-    for episode in (having[i] for i in chosen):
+    for episode in (having[i] for i in evenly_spaced(len(having), ROWS)):
         count = len(points[episode])
-        steps = np.unique(np.linspace(0, count - 1, min(COLUMNS, count)).astype(int)).tolist()
+        steps = evenly_spaced(count, COLUMNS)
         frames = [(step, source.rgb(key, episode, step)) for step in steps]
         rows.append((episode, [(s, picture) for s, picture in frames if picture is not None]))
     rows = ringed_rows(source, card, slot, [row for row in rows if row[1]])

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spatialvla_ft.actions.normalise import normalise
 from spatialvla_ft.actions.spaces import RawActions
+from spatialvla_ft.data.sampler import evenly_spaced
 from spatialvla_ft.data.stats.statistics import compute_statistics, normalised_dimensions
 from spatialvla_ft.inspection import Inspection
 from spatialvla_ft.viz.embed import BLUE, GREY, INK, ORANGE, VERMILION, plain
@@ -104,11 +105,11 @@ def plot_gripper(seen: Inspection) -> Figure | None:
     low, high = (0.0, 1.0)
     if source is not None:
         low, high = np.nanquantile(source.values[:, term.columns], [0, 1])
-    chosen = np.unique(np.linspace(0, len(standard) - 1, min(SHOWN, len(standard))).astype(int))
+    chosen = evenly_spaced(len(standard), SHOWN)
     figure = Figure(figsize=(12.5, 1.35 * len(chosen) + 0.8), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(chosen), 1))
     first = seen.card.drop.first
-    for axes, i in zip(panels, chosen.tolist(), strict=True):
+    for axes, i in zip(panels, chosen, strict=True):
         line = standard[i][:, 0]
         steps = np.arange(len(line)) + first
         axes.step(steps, line, where="post", color=BLUE, lw=2.2, label="standard, 1 = open")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialvla_ft.data import Sampler
-from spatialvla_ft.data.sampler import permute, quotas
+from spatialvla_ft.data.sampler import evenly_spaced, permute, quotas
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,3 +100,23 @@ def test_quotas_are_near_the_weights(weights):
     exact = np.array(weights) / sum(weights) * 4096
     assert quota.sum() == 4096
     assert (abs(quota - exact) < 1).all()
+
+
+def test_evenly_spaced_picks_are_those_of_before():
+    """Of the formulas that twelve places had: NumPy's, cut to whole numbers, each only once."""
+    for length in range(150):
+        for most in (*range(9), 24, 100, 200):
+            got = evenly_spaced(length, most)
+            at = np.linspace(0, length - 1, min(most, length))
+            assert got == np.unique(at.astype(int)).tolist() == sorted({int(i) for i in at})
+            assert got == at.astype(int).tolist()
+            assert all(isinstance(place, int) for place in got)
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "wanted"),
+    [(7, 3, [0, 3, 6]), (10, 4, [0, 3, 6, 9]), (6, 4, [0, 1, 3, 5]), (3, 9, [0, 1, 2]),
+     (5, 1, [0]), (1, 4, [0]), (0, 4, []), (4, 0, [])],
+)  # fmt: skip
+def test_evenly_spaced_picks_by_hand(length, most, wanted):
+    assert evenly_spaced(length, most) == wanted

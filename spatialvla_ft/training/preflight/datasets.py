@@ -13,6 +13,7 @@ from ...actions.normalise import ActionStatistics, normalise
 from ...actions.ranges import lost_dimensions, lost_words, widened_words
 from ...actions.spaces import RawActions
 from ...data.cards.fields import Intrinsics
+from ...data.sampler import evenly_spaced
 from ...data.samples import SampleDataset
 from ..run import Run
 
@@ -140,9 +141,7 @@ class SomeActions:
 
 def read_some(dataset: SampleDataset) -> SomeActions:
     """Actions of some episodes, evenly spaced."""
-    chosen = np.unique(
-        np.linspace(0, len(dataset.episodes) - 1, min(EPISODES, len(dataset.episodes))).astype(int)
-    )
+    chosen = evenly_spaced(len(dataset.episodes), EPISODES)
     parts, bad, steps = [], {"actions": 0, "proprioception": 0}, 0
     for episode in dataset.episodes[chosen].tolist():
         found = dataset.standardised(episode)
