@@ -22,7 +22,7 @@ from ..data.samples import SampleDataset
 from ..data.stats.statistics import normalised_dimensions
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..policy.inputs import Collator, DepthInput
+from ..policy.inputs import Collator, DepthInput, model_depth_input
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def run_open_loop(
     unnorm_key = processor.choose_statistics(unnorm_key)
     statistics = ActionStatistics.from_dict(processor.statistics[unnorm_key])
     if depth is None:
-        sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
-        depth = "sensor" if sensor else "estimate"
+        depth = model_depth_input(model.config)
     read = dataset.__getitem__ if read is None else read
     collate = Collator(processor, depth, with_actions=False, unnorm_key=unnorm_key)
     chosen = predicted_frames(dataset, frames)

@@ -21,7 +21,7 @@ from ..data.cards.fields import CONTROL_HZ
 from ..data.sample import Sample
 from ..data.samples import SampleDataset
 from ..models.processing_spatialvla import SpatialVLAProcessor
-from ..policy.inputs import Collator, DepthInput
+from ..policy.inputs import Collator, model_depth_input
 from .motion_match import AxisMatch, match_axes
 from .open_loop import predicted_frames
 
@@ -146,10 +146,9 @@ def predict_recorded(
             f"the policy's actions are {list(own)}, those of {dataset.name} {list(other)}: they "
             "cannot be compared; give a dataset of the policy's robot, or mend its card"
         )
-    config: Any = model.config
-    sensor = config.use_vision_zoe and config.vision_zoe_config is None
-    depth: DepthInput = "sensor" if sensor else "estimate"
-    collate = Collator(processor, depth, with_actions=False, unnorm_key=key)
+    collate = Collator(
+        processor, model_depth_input(model.config), with_actions=False, unnorm_key=key
+    )
     device = next(model.parameters()).device
     samples, predicted = [], []
     chosen = predicted_frames(dataset, steps)

@@ -19,8 +19,8 @@ from ..actions.grid_io import is_one_arm
 from ..actions.spaces import ActionSpace
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..policy.inputs import takes_depth
 from .card_evaluation import Evaluations, eval_results, evaluation_section
-from .inputs import takes_depth
 from .lineage import Lineage, licence_of
 
 CARD_FILE = "README.md"

@@ -13,7 +13,7 @@ from ..geometry.intrinsics import scale_intrinsics
 from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..policy.canary import chequered
-from ..policy.inputs import Collator
+from ..policy.inputs import Collator, model_depth_input, takes_depth
 
 RANDOM_TEXTS = ("pick up the red block", "open the drawer", "move left", "put the cup on the plate")
 
@@ -42,11 +42,6 @@ class Inputs:
         return len(self.texts)
 
 
-def takes_depth(config: SpatialVLAConfig) -> bool:
-    """Whether depth is an input of the model rather than its own estimate."""
-    return config.use_vision_zoe and config.vision_zoe_config is None
-
-
 def recorded_inputs(
     dataset: Sequence[Sample],
     processor: SpatialVLAProcessor,
@@ -68,7 +63,7 @@ def recorded_inputs(
     if unnorm_key is None and name in processor.statistics:
         unnorm_key = name
     unnorm_key = processor.choose_statistics(unnorm_key)
-    depth = "sensor" if takes_depth(config) else "estimate"
+    depth = model_depth_input(config)
     collate = Collator(processor, depth, with_actions=False, unnorm_key=unnorm_key)
     return Inputs(
         tensors=collate(samples),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..actions.normalise import ActionStatistics, normalise
 from ..data.sample import Observation, Sample
+from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
 
@@ -21,6 +22,16 @@ CURES = {
     "depth": "set data.depth: estimate to use ZoeDepth",
     "intrinsics": "put intrinsics for this camera into the dataset's card",
 }
+
+
+def takes_depth(config: SpatialVLAConfig) -> bool:
+    """Whether depth, metres, is an input of the model rather than its own estimate."""
+    return config.use_vision_zoe and config.vision_zoe_config is None
+
+
+def model_depth_input(config: SpatialVLAConfig) -> DepthInput:
+    """Where a model takes depth from when nothing else is said."""
+    return "sensor" if takes_depth(config) else "estimate"
 
 
 class Collator:

@@ -15,7 +15,7 @@ from ..depth.protocol import DepthEstimator
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from .depth import WindowDepth
-from .inputs import DepthInput, observation_inputs
+from .inputs import model_depth_input, observation_inputs
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class ModelPolicy:
         self.execute = execute or chunk
         self.name = name
         self.cameras = processor.layout.cameras
-        sensor = model.config.use_vision_zoe and model.config.vision_zoe_config is None
-        self.depth: DepthInput = "sensor" if sensor else "estimate"
+        self.depth = model_depth_input(model.config)
         self.estimated: WindowDepth | None = None
         if depth is not None:
             self.use_depth_of(depth)

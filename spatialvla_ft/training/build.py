@@ -35,7 +35,7 @@ from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_model, small_processor
 from ..near import no_checkpoint
 from ..policy.depth import SampleDepth
-from ..policy.inputs import Collator, DepthInput
+from ..policy.inputs import Collator, DepthInput, takes_depth
 from .action_ranges import run_proprio, run_statistics
 from .depth_plan import keep_depth, plan_depth
 from .global_batch import process_count, with_accumulation
@@ -382,8 +382,7 @@ def _intrinsics(datasets: Sequence[SampleDataset], cameras: Sequence[str]) -> di
 
 
 def _check_depth(recipe: Recipe, model: SpatialVLAForConditionalGeneration) -> None:
-    needs_depth = model.config.use_vision_zoe and model.config.vision_zoe_config is None
-    if recipe.data.depth.source == "estimate" and needs_depth:
+    if recipe.data.depth.source == "estimate" and takes_depth(model.config):
         raise RecipeError(
             "data.depth is 'estimate', but the model has no ZoeDepth; set data.depth: sensor, name "
             "an estimator (data.depth: {source: estimator, checkpoint: PATH, cache: DIR}), or "

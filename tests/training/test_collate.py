@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tiny_world import NAME, MadeUp, statistics, tiny_processor
 
 from spatialvla_ft.models.observation import ObservationLayout
-from spatialvla_ft.policy.inputs import Collator
+from spatialvla_ft.policy.inputs import Collator, model_depth_input, takes_depth
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,14 @@ def test_what_a_sample_lacks_is_named(processor, samples, change, message):
     broken = [samples[0], dataclasses.replace(samples[1], **change)]
     with pytest.raises(ValueError, match=f"{NAME}.*{message}"):
         Collator(processor, "sensor")(broken)
+
+
+@pytest.mark.parametrize(
+    ("ego3d", "zoe", "wanted"),
+    [(True, None, "sensor"), (True, {}, "estimate"), (False, None, "estimate"),
+     (False, {}, "estimate")],
+)  # fmt: skip
+def test_depth_is_an_input_only_where_it_is_used_and_not_estimated(ego3d, zoe, wanted):
+    config = SimpleNamespace(use_vision_zoe=ego3d, vision_zoe_config=zoe)
+    assert model_depth_input(config) == wanted
+    assert takes_depth(config) == (wanted == "sensor")
