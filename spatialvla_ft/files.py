@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,8 +81,27 @@ def clean(folder: Path) -> list[Path]:
     return found
 
 
+@contextlib.contextmanager
+def whole_file(place: Path) -> Iterator[Path]:
+    """A scratch file to write, which takes the place when the block ends without an error.
+
+    The folder must exist. Any number of processes and threads may write to one place; the last
+    wins. It is not brought to disk, so a crash of the machine may lose it; `write_text` does that.
+    """
+    scratch = _beside(place, f".{uuid.uuid4().hex[:12]}{WRITING}")
+    try:
+        yield scratch
+        scratch.replace(place)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
 def write_text(place: Path, text: str) -> None:
-    """Replace a file's content in one go: readers and later runs see the old or the new."""
+    """Replace a file's content in one go: readers and later runs see the old or the new.
+
+    The name of its scratch file is fixed: what a killed process left is written over.
+    """
     scratch = _beside(place, WRITING)
     try:
         scratch.write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialvla_ft.adapting.job import Job
+from spatialvla_ft.files import write_text
 
 FORMAT = 1
 SHOWN = 4
@@ -53,9 +54,8 @@ def digest_of(content: Any) -> str:
 def write_record(folder: Path, record: Record) -> None:
     """Keep a record as `folder/STAGE.json`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{record.stage}.json"
-    scratch.write_text(json.dumps({"format": FORMAT, **asdict(record)}, indent=1) + "\n")
-    scratch.replace(folder / f"{record.stage}.json")
+    text = json.dumps({"format": FORMAT, **asdict(record)}, indent=1) + "\n"
+    write_text(folder / f"{record.stage}.json", text)
 
 
 def read_record(folder: Path, stage: str) -> Record | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from spatialvla_ft.data.rlds.places import is_url
 from spatialvla_ft.data.samples import SampleDataset, holdout
 from spatialvla_ft.data.store import Source
 from spatialvla_ft.data.view import Camera
+from spatialvla_ft.files import whole_file
 
 __all__ = [
     "CARD_FILE",
@@ -211,9 +211,8 @@ def own_card(index: FrameIndex) -> Path:
         return index.dataset_dir / CARD_FILE
     copy = index.path / CARD_FILE
     if not copy.exists() or copy.read_bytes() != text:
-        fresh = index.path / f".{CARD_FILE}-{os.getpid()}"
-        fresh.write_bytes(text)
-        fresh.replace(copy)
+        with whole_file(copy) as scratch:
+            scratch.write_bytes(text)
     return copy
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import struct
-import uuid
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from ..files import whole_file
 from ..geometry.depth_maps import usable
 from ..pictures import described
 from .protocol import DepthEstimator, check_pictures
@@ -141,13 +141,8 @@ class DepthCache:
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         data = _written(metres, key)
-        part = path.with_name(f"{uuid.uuid4().hex}.part")
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with whole_file(path) as scratch:
+            scratch.write_bytes(data)
 
     def size(self) -> CacheSize:
         """Number and bytes of the stored maps."""

@@ -192,7 +192,7 @@ def test_two_processes_write_and_read_the_same_key(cache, tmp_path):
         assert process.returncode == 0, error
         assert not error
     assert cache.size().entries == 1
-    assert not list(cache.folder.rglob("*.part"))
+    assert not list(cache.folder.rglob("*.writing"))
 
 
 # ---------------------------------------------------------------- the estimator around it

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from spatialvla_ft.data.errors import DatasetError
+from spatialvla_ft.files import whole_file
 
 CACHE_VARIABLE = "SPATIALVLA_FT_CACHE"
 OPEN_FILES = 16
@@ -259,17 +260,13 @@ class UrlStore:
         place = folder / name
         if not place.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            scratch = folder / f".{name}.{os.getpid()}"
-            try:
+            with whole_file(place) as scratch:
                 self._driver().get_file(self._at(name), str(scratch))
                 if scratch.stat().st_size != stat["size"]:
                     raise DatasetError(
                         f"{self.path(name)} came as {scratch.stat().st_size} bytes instead of "
                         f"{stat['size']}; the transfer was cut short, call again"
                     )
-                scratch.replace(place)
-            finally:
-                scratch.unlink(missing_ok=True)
         return place
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from spatialvla_ft.files import whole_file
 
 if TYPE_CHECKING:
     from spatialvla_ft.data.samples import SampleDataset
@@ -75,12 +76,10 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 
 def _keep(path: Path, write: Callable[[Path], Any]) -> bool:
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(scratch)
-        scratch.replace(path)
+        with whole_file(path) as scratch:
+            write(scratch)
     except OSError:
-        scratch.unlink(missing_ok=True)
         return False
     return True
