@@ -15,7 +15,14 @@ from spatialvla_ft import SpatialVLAForConditionalGeneration
 from spatialvla_ft.actions.spaces import joint_space
 from spatialvla_ft.data.sample import Observation
 from spatialvla_ft.heads.registry import HEADS, build_head
-from spatialvla_ft.models.lora import attach_lora
+from spatialvla_ft.models.lora import (
+    adapt_to_grid,
+    attach_lora,
+    fingerprint,
+    load_with_adapter,
+    save_adapter,
+    spatial_rows,
+)
 from spatialvla_ft.policy.policies import ModelPolicy, View
 
 GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -173,6 +180,44 @@ def test_grid_tokens_predict_what_their_ids_say(tiny):
     assert torch.equal(
         plain.predict_actions(inputs, grid=tiny.grid), torch.tensor(said["normalised"])
     )
+
+
+def test_grid_tokens_know_the_grid_that_their_model_came_with(tiny, tmp_path):
+    """That of the folder, and after adaptation the new one; never that of the base."""
+    inputs = tiny_inputs(tiny, ROWS)
+    base = tiny_model(tiny)
+    base.save_pretrained(tmp_path / "base")
+    tiny.save_pretrained(tmp_path / "base")
+    load = SpatialVLAForConditionalGeneration.from_pretrained
+    assert load(tmp_path / "base").action_grid.same_edges(tiny.grid)
+
+    other = tiny_processor()
+    actions_seen = np.concatenate([actions(i) for i in range(ROWS)]) * 0.5
+    other.set_grid(tiny.grid.with_means(actions_seen))
+    model = load(tmp_path / "base").eval()
+    adapt_to_grid(model, tiny.grid, other.grid)
+    said = other.decode_actions(model.predict_action(inputs), NAME)["normalised"]
+    assert not np.array_equal(said, tiny.decode_actions(model.predict_action(inputs))["normalised"])
+    np.testing.assert_array_equal(model.predict_actions(inputs), said)
+
+    adapted = attach_lora(model, rank=2)
+    folder = tmp_path / "adapter"
+    whole, rows = load(tmp_path / "base"), spatial_rows(model)
+    named = {"base": str(tmp_path / "base"), "base_fingerprint": fingerprint(whole)}
+    save_adapter(adapted, other, rows, folder, **named)
+    again = load_with_adapter(folder).get_base_model().eval()
+    np.testing.assert_array_equal(again.predict_actions(inputs), said)
+
+
+def test_a_model_loads_without_its_processor(tiny, tmp_path):
+    tiny_model(tiny).save_pretrained(tmp_path)
+    for content in (None, "{}", '{"bin_policy": {"translation": {}}}'):
+        if content is not None:
+            (tmp_path / "processor_config.json").write_text(content)
+        model = SpatialVLAForConditionalGeneration.from_pretrained(tmp_path).eval()
+        assert model.action_grid is None
+        with pytest.raises(ValueError, match="does not know the grid"):
+            model.predict_actions(tiny_inputs(tiny, ROWS))
 
 
 @pytest.mark.parametrize(
