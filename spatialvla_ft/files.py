@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,3 +222,14 @@ def even_modes(folder: Path) -> None:
     mode = (folder / "processor_config.json").stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
+
+
+def copy_visible(folder: Path, out: Path, left_out: Collection[str] = ()) -> None:
+    """Copy all files below a folder but hidden ones and those in `left_out` (relative paths)."""
+    for source in sorted(folder.rglob("*")):
+        name = source.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or not source.is_file() or name.as_posix() in left_out:
+            continue
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, out / name)

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -248,14 +249,14 @@ def _environment() -> dict[str, str]:
         **_LIGHT,
         **os.environ,
         "SPATIALVLA_FT_LIGHT": "1",
-        "PYTHONPATH": _path(),
+        "PYTHONPATH": import_path(),
         "MUJOCO_GL": "disable",
         _BACKEND: gl_backend(),
     }
 
 
-def _path() -> str:
-    """The parent's import path, so that the worker finds the same package."""
+def import_path() -> str:
+    """This process's import path, so that another one finds the same package."""
     return os.pathsep.join(part for part in sys.path if part)
 
 
@@ -275,40 +276,61 @@ class Child:
     Args:
         module: its name.
         arguments: words of the command line.
+        environment: on top of this process's own.
+        role: what it is, for errors; the module if not given.
+        cure: what to do where it dies, behind how it ended.
     """
 
-    def __init__(self, module: str, arguments: Sequence[str] = ()) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in __exit__)
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] = ENVIRONMENT,
+        role: str | None = None,
+        cure: str = "",
+    ) -> None:
+        self.role, self.cure = role or module, cure
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (__exit__)
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
         )
-        self.module = module
 
-    def ask(self, request: Any) -> dict[str, float]:
+    def ask(self, request: Any) -> Any:
         """Send a value as JSON, wait for the answer.
 
         Raises:
             ChildError: the program ended; its last words are quoted.
         """
+        self.send(request)
+        return self.receive()
+
+    def send(self, request: Any) -> None:
+        """Send a value as JSON; to a program that has ended nothing, `receive` says so."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def receive(self) -> Any:
+        """The next answer, waiting for it; ChildError as in `ask`."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             how = how_it_ended(self._process.wait())
             self._errors.seek(0)
-            raise ChildError(f"{self.module} ended with {how}: {self._errors.read()[-2000:]}")
-        answer: dict[str, float] = json.loads(line)
-        return answer
+            said = self._errors.read()[-2000:]
+            raise ChildError(f"{self.role} ended with {how}{self.cure}: {said}")
+        return json.loads(line)
+
+    def kill(self) -> None:
+        """End the program at once."""
+        self._process.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -321,11 +343,14 @@ class Child:
     ) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        if kind is not None:
+            self.kill()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,7 +57,7 @@ def adapt(
     export: Annotated[
         bool, typer.Option("--export", help="At the end, write a merged checkpoint to OUT/export.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Adapt a checkpoint to a new robot: look at its data, fit its grid, train, report.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 if TYPE_CHECKING:
     from spatialvla_ft.bench.figures import Figure, Report
 
@@ -65,7 +67,7 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option(help="Write how the cost of data grows here, as PNG.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure speed side by side in one run, with random weights; no files are needed.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson, Base, CardFile, Split, UnnormKey
+
 if TYPE_CHECKING:
     from spatialvla_ft.evaluation.robot_check import RobotCheck
 
@@ -18,20 +20,16 @@ def check_robot(
         str,
         typer.Argument(help="Recorded steps of the robot: RLDS or LeRobot folder, or an address."),
     ],
-    base: Annotated[
-        str | None, typer.Option(help="An adapter's base, if it is not where it was.")
-    ] = None,
-    card: Annotated[Path | None, typer.Option(help="Dataset card; default card.yaml.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
-    unnorm_key: Annotated[
-        str | None, typer.Option(help="Statistics to decode with; default the dataset's own.")
-    ] = None,
+    base: Base = None,
+    card: CardFile = None,
+    split: Split = "train",
+    unnorm_key: UnnormKey = None,
     steps: Annotated[int, typer.Option(help="Steps to predict, evenly spaced.", min=3)] = 128,
     camera: Annotated[
         str | None, typer.Option(help="Slot to draw on; default the policy's first.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a page of HTML with pictures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Lay a policy's motions beside recorded ones: is each axis, unit and gripper what it seems?
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 if TYPE_CHECKING:
     from spatialvla_ft.converters.annotate import Account, Settings
     from spatialvla_ft.data.cards.card import Card
@@ -68,7 +70,7 @@ def annotate(
     plot: Annotated[
         Path | None, typer.Option(help="Write a PNG of some episodes with their points.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the points that demonstrations went to, and write the dataset anew with them.
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 
 class Format(StrEnum):
     """What a dataset can be converted to."""
@@ -49,7 +51,7 @@ def convert(
     name: Annotated[
         str | None, typer.Option(help="For rlds: dataset name; default that of SRC.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a dataset between RLDS and LeRobot v3.0, and say what was not exact.
 

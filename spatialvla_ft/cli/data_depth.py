@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 
 def depth(
     dataset_dir: Annotated[Path, typer.Argument(help="Version directory, or an index.")],
@@ -29,7 +31,7 @@ def depth(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="Default: a GPU where there is one.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per run.")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Estimate the depth of every picture of a dataset, once; stop and start it as you like.
 

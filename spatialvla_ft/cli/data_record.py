@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spatialvla_ft.cli.console import fail_with
+from spatialvla_ft.cli.options import AsJson
 
 if TYPE_CHECKING:
     from spatialvla_ft.sim.recorder import Tally
@@ -44,7 +45,7 @@ def record(
     name: Annotated[
         str | None, typer.Option(help="Dataset name; default ROBOT_TASK, or ROBOT_mixed.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Record expert demonstrations in simulation as an RLDS dataset with a dataset card.
 

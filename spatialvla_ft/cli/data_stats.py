@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.options import AtOnce, Exclude, MixtureFile, MixtureRoot, only_with_mixture
+
 if TYPE_CHECKING:
     from spatialvla_ft.cli.console import Tell
 
@@ -28,25 +30,13 @@ def stats(
     mixture: Annotated[
         str | None, typer.Option(help="A mixture by name: its datasets, and all as drawn.")
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="File of the mixture; the published ones if not given.")
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Where the mixture's datasets lie as NAME/VERSION.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Leave this dataset, or this list of the mixture's file (such as "
-            "tokenizer_gaussian), out of the fits of the whole; may be given several times."
-        ),
-    ] = None,
+    file: MixtureFile = None,
+    root: MixtureRoot = None,
+    exclude: Exclude = None,
     every_fit: Annotated[
         bool, typer.Option("--every-fit", help="Show the fits of each dataset of a mixture too.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(help="Datasets that are read at once; one per core if not given.")
-    ] = None,
+    workers: AtOnce = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as JSON (docs/statistics.md).")
     ] = False,
@@ -73,7 +63,7 @@ def stats(
         if as_json and checkpoint_json:
             raise ValueError("give --json or --checkpoint-json, and not both")
         if mixture is None:
-            _only_with_mixture(file, root, exclude, every_fit)
+            only_with_mixture(file=file, root=root, exclude=exclude, every_fit=every_fit)
             assert dataset_dir is not None
             found = _dataset(dataset_dir, card, split, tell)
         else:
@@ -87,14 +77,6 @@ def stats(
         typer.echo(json.dumps(found))
     else:
         _show(found, every_fit)
-
-
-def _only_with_mixture(
-    file: Path | None, root: Path | None, exclude: list[str] | None, every_fit: bool
-) -> None:
-    given = {"--file": file, "--root": root, "--exclude": exclude, "--every-fit": every_fit}
-    if extra := [option for option, value in given.items() if value]:
-        raise ValueError(f"{', '.join(extra)}: for --mixture only; leave out for one dataset")
 
 
 def _dataset(place: str, card: Path | None, split: str, tell: Tell) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson, Base, CardFile, Split, UnnormKey
 from spatialvla_ft.near import near_path
 
 
@@ -18,9 +19,7 @@ def sim(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint or adapter folder, for --policy model.")
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="An adapter's base, if it is not where it was.")
-    ] = None,
+    base: Base = None,
     policy: Annotated[str, typer.Option(help="model, no-motion or mean-action.")] = "model",
     task: Annotated[
         list[str] | None,
@@ -69,7 +68,7 @@ def sim(
     out: Annotated[
         Path | None, typer.Option(help="Write the results, every episode, here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let a policy act in simulation and count successes, with Wilson 95 % intervals.
 
@@ -266,17 +265,13 @@ def open_loop(
     dataset: Annotated[
         str, typer.Argument(help="RLDS version directory, LeRobot folder, or an address.")
     ],
-    base: Annotated[
-        str | None, typer.Option(help="An adapter's base, if it is not where it was.")
-    ] = None,
-    card: Annotated[Path | None, typer.Option(help="Dataset card; default card.yaml.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
-    unnorm_key: Annotated[
-        str | None, typer.Option(help="Statistics to decode with; default the dataset's own.")
-    ] = None,
+    base: Base = None,
+    card: CardFile = None,
+    split: Split = "train",
+    unnorm_key: UnnormKey = None,
     frames: Annotated[int, typer.Option(help="Steps to predict, evenly spaced.")] = 256,
     out: Annotated[Path | None, typer.Option(help="Write the numbers here as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict the actions of recorded steps: L1 per dimension beside baselines, token accuracy.
 
@@ -338,7 +333,7 @@ def report(
     console = Console(stderr=True)
     with fail_with():
         from spatialvla_ft.quickstart.report import write_page
-        from spatialvla_ft.quickstart.run_files import judge, read_run
+        from spatialvla_ft.quickstart.run_files import judge, read_run, reported
 
         run = read_run(runs)
         with console.status("report") as status:
@@ -349,16 +344,7 @@ def report(
             )
         verdict = judge(run.outcomes)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "report": str(path),
-                    "gate_passed": verdict.passed,
-                    "gate_reasons": list(verdict.reasons),
-                    "missing": list(run.missing),
-                }
-            )
-        )
+        typer.echo(json.dumps(reported(path, run, verdict)))
         return
     typer.echo(f"report written to {path}")
     typer.echo("\n".join(verdict.sentences))

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson, Base, CardFile, Split, UnnormKey
+
 
 def export(
     source: Annotated[
@@ -15,20 +17,16 @@ def export(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the checkpoint.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: float32 or bfloat16.")] = "float32",
-    base: Annotated[
-        str | None, typer.Option(help="The adapter's base, if it is not where it was.")
-    ] = None,
+    base: Base = None,
     dataset: Annotated[
         Path | None,
         typer.Option(
             help="Dataset, RLDS or LeRobot, whose steps are stored; else random pictures."
         ),
     ] = None,
-    card: Annotated[Path | None, typer.Option(help="Dataset card; default card.yaml.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
-    unnorm_key: Annotated[
-        str | None, typer.Option(help="Statistics to decode with; default the dataset's own.")
-    ] = None,
+    card: CardFile = None,
+    split: Split = "train",
+    unnorm_key: UnnormKey = None,
     samples: Annotated[int, typer.Option(help="Stored inputs.")] = 4,
     untie: Annotated[
         bool, typer.Option("--untie", help="Give a tied action head rows of its own.")
@@ -48,7 +46,7 @@ def export(
         typer.Option(help="Instead: load this export and compare with its stored answers."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report here as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge a LoRA adapter and write the released layout, or check what was written.
 

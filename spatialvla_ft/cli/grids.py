@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spatialvla_ft.cli.console import fail_with, telling
+from spatialvla_ft.cli.options import (
+    AsJson,
+    AtOnce,
+    Exclude,
+    MixtureFile,
+    MixtureRoot,
+    Split,
+    only_with_mixture,
+)
 
 if TYPE_CHECKING:
     from spatialvla_ft.actions import ActionGrid
@@ -65,23 +74,14 @@ def fit(
     card: Annotated[
         Path | None, typer.Option(help="Card of the dataset; INPUT/card.yaml if not given.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    split: Split = "train",
     mixture: Annotated[
         str | None, typer.Option(help="Fit to a mixture, as it is drawn; its name.")
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="File of the mixture; the published ones if not given.")
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Where the mixture's datasets lie as NAME/VERSION.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Leave out this dataset, or list of the mixture's file."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Datasets that are read at once; one per core if not given.")
-    ] = None,
+    file: MixtureFile = None,
+    root: MixtureRoot = None,
+    exclude: Exclude = None,
+    workers: AtOnce = None,
     out: Annotated[Path | None, typer.Option(help="Write the grid here, e.g. grid.json.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of it here (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -106,9 +106,7 @@ def fit(
         if (source is None) == (mixture is None):
             raise ValueError("give INPUT or --mixture NAME, and not both")
         if source is not None:
-            options = {"--file": file, "--root": root, "--exclude": exclude, "--workers": workers}
-            if extra := [option for option, value in options.items() if value is not None]:
-                raise ValueError(f"{', '.join(extra)}: for --mixture only")
+            only_with_mixture(file=file, root=root, exclude=exclude, workers=workers)
             given = read_actions(source, card=card, split=split, zero_bin=zero_bin)
         else:
             assert mixture is not None
@@ -220,7 +218,7 @@ def plot(
     card: Annotated[
         Path | None, typer.Option(help="Card of the dataset; its card.yaml if not given.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    split: Split = "train",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was drawn as JSON.")] = False,
 ) -> None:
     """Draw distribution, fit, bins and their use per axis, and what encoding loses.
@@ -262,7 +260,7 @@ def resize(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Random inputs of the checks.")] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Interpolate a checkpoint's spatial table, and its head's action rows, to another grid.
 

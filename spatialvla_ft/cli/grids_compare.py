@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spatialvla_ft.cli.console import fail_with, telling
+from spatialvla_ft.cli.options import (
+    AtOnce,
+    Exclude,
+    MixtureFile,
+    MixtureRoot,
+    Split,
+    only_with_mixture,
+)
 
 if TYPE_CHECKING:
     from spatialvla_ft.actions.reconstruction import Trial
@@ -26,24 +33,15 @@ def compare(
     mixture: Annotated[
         str | None, typer.Option(help="Also this mixture, as it is drawn; of one-armed robots.")
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="File of the mixture; the published ones if not given.")
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Where the mixture's datasets lie as NAME/VERSION.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Leave out this dataset, or list of the mixture's file."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Datasets that are read at once; one per core if not given.")
-    ] = None,
+    file: MixtureFile = None,
+    root: MixtureRoot = None,
+    exclude: Exclude = None,
+    workers: AtOnce = None,
     made_up: Annotated[
         bool, typer.Option(help="Also skewed, two-mode and mostly motionless random actions.")
     ] = True,
     min_sigma: Annotated[float, typer.Option(help="Raise smaller sigmas to this.")] = 0.0,
-    split: Annotated[str, typer.Option(help="Split of the datasets.")] = "train",
+    split: Split = "train",
     as_json: Annotated[bool, typer.Option("--json", help="Print the lines as JSON.")] = False,
 ) -> None:
     """Compare uniform, Gaussian and quantile grids, with and without zero bins.
@@ -72,12 +70,8 @@ def compare(
                 mixture, file, root, exclude or [], check_workers(workers), tell=tell
             )
             given.append((mixture, found.actions))
-        elif extra := [
-            option
-            for option, value in {"--file": file, "--root": root, "--exclude": exclude}.items()
-            if value is not None
-        ]:
-            raise ValueError(f"{', '.join(extra)}: for --mixture only")
+        else:
+            only_with_mixture(file=file, root=root, exclude=exclude)
         for name, actions in given:
             _refuse_others(actions)
             lines += compare_trials(name, _trial(actions), min_sigma=min_sigma)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 if TYPE_CHECKING:
     from spatialvla_ft.actions import ActionGrid
     from spatialvla_ft.models import SpatialVLAForConditionalGeneration
@@ -40,7 +42,7 @@ def init_base(
         str, typer.Option(help="Of the weights: bfloat16 (as released) or float32.")
     ] = "bfloat16",
     seed: Annotated[int, typer.Option(help="Of the new weights.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Assemble a base for pre-training.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -45,7 +47,7 @@ def plan_memory(
         bool,
         typer.Option("--measure", help="Also run it on the CPU, with random weights, and compare."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Peak tensor memory of a GPU: parameters, gradients, optimiser, activations, logits, cache.
 

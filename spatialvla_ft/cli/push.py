@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson, Base
+
 
 def hub_token(file: Path | None) -> str:
     """The access token of a file, or the stored login; ValueError with the cure if there is none.
@@ -70,13 +72,11 @@ def push(
         Path | None,
         typer.Option(help="File with an access token; default HF_TOKEN or `hf auth login`."),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="An adapter's base, if it is not where it was.")
-    ] = None,
+    base: Base = None,
     skip_verify: Annotated[
         bool, typer.Option("--skip-verify", help="Do not load it to compare its stored answers.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check an export, list what goes, and publish it in one commit.
 
@@ -151,7 +151,7 @@ def push_data(
         Path | None,
         typer.Option(help="File with an access token; default HF_TOKEN or `hf auth login`."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a dataset, list what goes, and publish it in one commit.
 

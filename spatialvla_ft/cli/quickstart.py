@@ -37,7 +37,7 @@ def quickstart(
     from spatialvla_ft.cli.console import fail_with
     from spatialvla_ft.quickstart.job import run_quickstart, summary
     from spatialvla_ft.quickstart.report import write_page
-    from spatialvla_ft.quickstart.run_files import judge
+    from spatialvla_ft.quickstart.run_files import judge, reported
 
     console = Console(stderr=True, highlight=False)
     began = time.perf_counter()
@@ -57,13 +57,7 @@ def quickstart(
             page = write_page(done, out)
     verdict, seconds = judge(done.outcomes), time.perf_counter() - began
     if as_json:
-        said = {
-            "report": str(page),
-            "gate_passed": verdict.passed,
-            "gate_reasons": list(verdict.reasons),
-            "missing": list(done.missing),
-            "seconds": round(seconds, 1),
-        }
+        said = {**reported(page, done, verdict), "seconds": round(seconds, 1)}
         typer.echo(json.dumps(said))
     else:
         console.print(f"{summary(runs, seed)}\n")

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 
 def recipes(
     name: Annotated[
         str | None, typer.Argument(help="Show this one, with its header, as it is written.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the recipes that come with the toolkit; `train` and others take them by name.
 

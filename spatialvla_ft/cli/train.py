@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spatialvla_ft.cli.options import AsJson
+
 if TYPE_CHECKING:
     from spatialvla_ft.training.preflight.report import Preflight
     from spatialvla_ft.training.run import Run
@@ -87,7 +89,7 @@ def train(
     check: Annotated[
         bool, typer.Option("--check", help="Only the report before the first step; writes nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train what a recipe describes, and continue where it stopped if it ran before.
 

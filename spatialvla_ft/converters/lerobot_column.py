@@ -7,7 +7,6 @@ the same row groups; v2.1 stays v2.1 and v3.0 stays v3.0.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from spatialvla_ft.converters.mapping import Entry, read_mapping, write_mapping
 from spatialvla_ft.data.errors import DatasetError
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, INFO, Feature
 from spatialvla_ft.data.lerobot.store import LeRobotStore
+from spatialvla_ft.files import copy_visible
 
 Values = Sequence[Float32[np.ndarray, "T n"]]
 STATS, EACH_STATS = "meta/stats.json", "meta/episodes_stats.jsonl"
@@ -58,7 +58,7 @@ def add_column(
     for episode in np.flatnonzero(store.episode_lengths > 0).tolist():
         path, _, first = store.data_file(episode)
         parts_of.setdefault(path, {})[first] = values[episode]
-    _copy(store.folder, out, set(parts_of))
+    copy_visible(store.folder, out, set(parts_of))
     done = 0
     for path, parts in parts_of.items():
         _grow(store.folder / path, out / path, feature, parts)
@@ -68,17 +68,6 @@ def add_column(
     _declare(store, out, feature)
     _add_statistics(out, column, [Moments.of(part) for part in values])
     _add_to_mapping(out, feature)
-
-
-def _copy(folder: Path, out: Path, left_out: set[str]) -> None:
-    """All files but those left out and hidden ones."""
-    for source in sorted(folder.rglob("*")):
-        name = source.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or not source.is_file() or name.as_posix() in left_out:
-            continue
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, out / name)
 
 
 def _grow(

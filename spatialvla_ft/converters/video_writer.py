@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from spatialvla_ft.data.lerobot.info import INFO
 from spatialvla_ft.data.lerobot.store import LeRobotStore
 from spatialvla_ft.data.lerobot.video import DEPTH_FORMAT, Decoder
 from spatialvla_ft.data.sampler import evenly_spaced
+from spatialvla_ft.files import copy_visible
 
 _THREADS = Path("/proc/self/task")
 
@@ -216,7 +216,7 @@ def reencode(
         key: {path: _codec(store, path, gop, images) for path in _paths(store, key)} for key in keys
     }
     anew = {path for found in chosen.values() for path, codec in found.items() if codec}
-    _copy(folder, out, anew)
+    copy_visible(folder, out, anew)
     done = 0
     for found in chosen.values():
         for path, codec in found.items():
@@ -253,17 +253,6 @@ def _codec(store: LeRobotStore, path: str, gop: int, images: str) -> Codec | Non
     if wanted == name and interval is not None and interval <= gop:
         return None
     return CODECS[wanted].with_gop(gop)
-
-
-def _copy(folder: Path, out: Path, left_out: set[str]) -> None:
-    """All files but those left out, hidden ones and what is derived from them."""
-    for source in sorted(folder.rglob("*")):
-        name = source.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or not source.is_file() or name.as_posix() in left_out:
-            continue
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, out / name)
 
 
 def _encode(source: Path, target: Path, codec: Codec, fps: float) -> None:

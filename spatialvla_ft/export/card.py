@@ -213,9 +213,9 @@ def _run(facts: CardFacts) -> str:
             f'model = AutoModel.from_pretrained("{REPO}", trust_remote_code=True).eval()',
         ]
         needs = (
-            "Needs torch, transformers >= 5.17, scipy, pillow. `trust_remote_code=True` runs the "
-            "Python files of this repository; with spatialvla-ft installed, `import spatialvla_ft` "
-            "and leave it out."
+            "Needs torch, transformers >= 5.17 and < 5.24, scipy, pillow. `trust_remote_code=True` "
+            "runs the Python files of this repository; with spatialvla-ft installed, "
+            "`import spatialvla_ft` and leave it out."
         )
     code = [
         *load,

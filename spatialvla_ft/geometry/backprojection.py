@@ -13,10 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .intrinsics import scale_intrinsics
-
-__all__ = ["backproject", "cell_centres", "patch_weights", "project", "scale_intrinsics"]
-
 
 def cell_centres(
     image_size: int, cell: float, device: torch.device | None = None

@@ -12,6 +12,7 @@ reads, D hidden size, K actions of a chunk, A numbers of an action.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,7 +38,7 @@ class HeadSizes:
     space: ActionSpace
 
 
-class ActionHead(nn.Module):
+class ActionHead(nn.Module, ABC):
     """A head with weights of its own. Its settings are the keyword arguments of `__init__`.
 
     Attributes:
@@ -55,6 +56,7 @@ class ActionHead(nn.Module):
         super().__init__()
         self.sizes = sizes
 
+    @abstractmethod
     def loss(
         self,
         hidden: Float[Tensor, "B R D"],
@@ -68,13 +70,12 @@ class ActionHead(nn.Module):
             actions: normalised; checked by `check_actions` before.
             valid: which of their numbers count; None for all.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(
         self, hidden: Float[Tensor, "B R D"], mode: str | None = None
     ) -> Float[Tensor, "B K A"]:
         """Normalised actions; `mode` is one of `modes`, None the first of them."""
-        raise NotImplementedError
 
     def states(
         self,

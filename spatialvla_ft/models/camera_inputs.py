@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ..depth.metres import reading_in_metres
-from ..geometry.backprojection import scale_intrinsics
 from ..geometry.holes import mark_unknown
+from ..geometry.intrinsics import scale_intrinsics
 from ..pictures import as_array
 
 

@@ -273,6 +273,16 @@ class Verdict:
         return (self.headline, *(condition.sentence for condition in self.conditions))
 
 
+def reported(page: Path, run: RunFiles, verdict: Verdict) -> dict[str, Any]:
+    """What `--json` says of a report that was written."""
+    return {
+        "report": str(page),
+        "gate_passed": verdict.passed,
+        "gate_reasons": list(verdict.reasons),
+        "missing": list(run.missing),
+    }
+
+
 def judge(outcomes: Mapping[str, Sequence[ClosedLoop]]) -> Verdict:
     """Apply the rule to the adapted policy's first task.
 

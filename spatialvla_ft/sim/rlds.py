@@ -16,7 +16,7 @@ import yaml
 from jaxtyping import Float32
 
 from spatialvla_ft.data.rlds.tensorflow import tensorflow_datasets
-from spatialvla_ft.data.rlds.write import write_split
+from spatialvla_ft.data.rlds.write import arm_in_card, write_split
 from spatialvla_ft.sim.pool import ACTION_DIM, DEPTH_SCALE, POINTS, STATE_DIM, Episode, steps_of
 from spatialvla_ft.sim.robots import Robot
 
@@ -156,17 +156,7 @@ def dataset_card(
         "language": {"kind": "string", "key": "language_instruction"},
         **{name: name for name in POINTS},
         "drop": {"first": 0},
-        "action": {
-            "encoding": "EEF_POS",
-            "loadable": True,
-            "translation": ["action[0:3]"],
-            "rotation": {"raw": "labelled_euler", "terms": ["action[3:6]"]},
-            "gripper": ["action[-1:]"],
-        },
-        "proprio": {
-            "encoding": "POS_EULER",
-            "terms": ["observation.state[0:6]", "zeros(1)", "observation.state[-1:]"],
-        },
+        **arm_in_card(),
         **({} if recorded is None else {"recorded": dict(recorded)}),
     }
 

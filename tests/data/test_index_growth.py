@@ -7,7 +7,7 @@ import pytest
 
 from spatialvla_ft.bench.small_rlds import write_rlds
 from spatialvla_ft.data import DatasetError, FrameIndex, build_index
-from spatialvla_ft.data.rlds import build, parallel
+from spatialvla_ft.data.rlds import build, parallel, scan_process
 from spatialvla_ft.data.rlds.info import read_features
 from spatialvla_ft.data.rlds.places import LocalStore
 from spatialvla_ft.data.rlds.scan import Task, scan_shard
@@ -99,7 +99,7 @@ def test_a_process_scans_as_this_one_does(small, tmp_path):
         )
 
     told = []
-    with parallel.ScanProcess(small) as process:
+    with scan_process.ScanProcess(small) as process:
         assert process.wait_until_ready()
         there = process.scan(task(2, "there"), told.append)
         with pytest.raises(DatasetError, match="is truncated") as error:
@@ -119,7 +119,7 @@ def test_a_process_scans_as_this_one_does(small, tmp_path):
 def test_a_process_that_dies_is_an_error(small, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     with (
-        parallel.ScanProcess(small) as process,
+        scan_process.ScanProcess(small) as process,
         pytest.raises(RuntimeError, match=r"was to scan ended with exit code 1; with workers=1"),
     ):
         process.wait_until_ready()

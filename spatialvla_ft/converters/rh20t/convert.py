@@ -25,7 +25,7 @@ from spatialvla_ft.converters.rh20t.episode import (
 )
 from spatialvla_ft.converters.rh20t.layout import RawScene, SkipSceneError
 from spatialvla_ft.data.rlds.tensorflow import tensorflow_datasets
-from spatialvla_ft.data.rlds.write import write_split
+from spatialvla_ft.data.rlds.write import arm_in_card, write_split
 
 logger = logging.getLogger(__name__)
 
@@ -239,17 +239,7 @@ def card(options: Options) -> dict[str, Any]:
         "extrinsics": per_slot("extrinsics"),
         "language": {"kind": "string", "key": "language_instruction"},
         "drop": {"first": 0},
-        "action": {
-            "encoding": "EEF_POS",
-            "loadable": True,
-            "translation": ["action[0:3]"],
-            "rotation": {"raw": "labelled_euler", "terms": ["action[3:6]"]},
-            "gripper": ["action[-1:]"],
-        },
-        "proprio": {
-            "encoding": "POS_EULER",
-            "terms": ["observation.state[0:6]", "zeros(1)", "observation.state[-1:]"],
-        },
+        **arm_in_card(),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from spatialvla_ft.data.errors import DatasetError
-from spatialvla_ft.data.lerobot.columns import to_floats, to_numpy
+from spatialvla_ft.data.lerobot.data_files import to_floats, to_numpy
 from spatialvla_ft.data.lerobot.rows import Rows
 from spatialvla_ft.data.lerobot.store import CLOCKS, TASK_INDEX, LeRobotStore
 from spatialvla_ft.data.lerobot.tasks import task_troubles

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spatialvla_ft.data.cards.fields import Video
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.errors import DatasetError, no_feature
-from spatialvla_ft.data.lerobot.columns import DataFile, DataFiles, to_floats, to_numpy
+from spatialvla_ft.data.lerobot.data_files import DataFile, DataFiles, to_floats, to_numpy
 from spatialvla_ft.data.lerobot.episodes import read_episodes
 from spatialvla_ft.data.lerobot.info import BOOKKEEPING, INFO, Feature, licence_of_readme, read_info
 from spatialvla_ft.data.lerobot.rows import Rows

@@ -63,3 +63,24 @@ def write_split(
         if left_over.is_dir() and not any(left_over.iterdir()):
             left_over.rmdir()
     return Path(builder.data_dir)
+
+
+def arm_in_card() -> dict[str, Any]:
+    """Action and proprioception, in a card, of the datasets that are written here: one arm's hand.
+
+    Columns `action` (T, 7) and `observation.state` (T, 7): x y z in metres, roll pitch yaw in
+    radians, the gripper's opening.
+    """
+    return {
+        "action": {
+            "encoding": "EEF_POS",
+            "loadable": True,
+            "translation": ["action[0:3]"],
+            "rotation": {"raw": "labelled_euler", "terms": ["action[3:6]"]},
+            "gripper": ["action[-1:]"],
+        },
+        "proprio": {
+            "encoding": "POS_EULER",
+            "terms": ["observation.state[0:6]", "zeros(1)", "observation.state[-1:]"],
+        },
+    }

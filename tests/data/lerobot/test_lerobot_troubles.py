@@ -28,7 +28,7 @@ from spatialvla_ft.converters.video_writer import reencode
 from spatialvla_ft.data import DatasetError, open_dataset
 from spatialvla_ft.data.decode import decode_depth, decode_rgb
 from spatialvla_ft.data.lerobot.clips import Clips, Places
-from spatialvla_ft.data.lerobot.columns import DataFile
+from spatialvla_ft.data.lerobot.data_files import DataFile
 from spatialvla_ft.data.lerobot.draft import draft
 from spatialvla_ft.data.lerobot.info import read_info
 from spatialvla_ft.data.lerobot.store import LeRobotStore
