@@ -85,7 +85,7 @@ class ChunkDecoder:
             leading = (attention_mask.long().cumsum(-1) == 0).sum(-1, keepdim=True)
             positions = (positions - leading).clamp_min(1)
             seen = F.pad(attention_mask, (0, len(self.slots) + MAX_BRANCHES), value=1)
-            pads = _bias(seen.bool()[:, None, None, None], like)
+            pads = as_bias(seen.bool()[:, None, None, None], like)
         self.rotation = layers.rotation(positions, like)
         self.pads = pads
         self.prompt_masks = self._prompt_masks(like)
@@ -93,7 +93,7 @@ class ChunkDecoder:
         n = 1 + MAX_BRANCHES
         alone = torch.eye(n, dtype=torch.bool, device=like.device)
         alone[:, 0] = True
-        self.branch_bias = _bias(alone, like)
+        self.branch_bias = as_bias(alone, like)
         windowed = any(layer.sliding for layer in layers.layers)
         self.may_branch = not windowed or total + MAX_BRANCHES <= layers.window
 
@@ -106,7 +106,7 @@ class ChunkDecoder:
     def read_prompt(self, embeds: Float[Tensor, "B T D"], cache: Tensor) -> Float[Tensor, "B D"]:
         """Hidden state of the prompt's last token; its keys and values go into the cache."""
         rotation = self.rotation.at(slice(0, self.length))
-        return self.layers(embeds, rotation, cache, 0, self.prompt_masks, last_only=True)[:, -1]
+        return self.layers(embeds, rotation, cache, 0, self.prompt_masks, last=1)[:, -1]
 
     def write_actions(self, hidden: Float[Tensor, "B D"], cache: Tensor) -> Int[Tensor, "B N"]:
         """Absolute ids of the chunk, from the hidden state and the cache of its prompt."""
@@ -181,8 +181,8 @@ class ChunkDecoder:
             return Masks(self.pads, self.pads)
         at = torch.arange(self.length, device=like.device)
         distance = at[:, None] - at
-        full = _bias(distance >= 0, like)
-        sliding = _bias((distance >= 0) & (distance < self.layers.window), like)
+        full = as_bias(distance >= 0, like)
+        sliding = as_bias((distance >= 0) & (distance < self.layers.window), like)
         if self.pads is not None:
             pads = self.pads[..., : self.length]
             # Not their sum: twice the most negative number is infinite.
@@ -191,7 +191,7 @@ class ChunkDecoder:
         return Masks(full.view(shape), sliding.view(shape))
 
 
-def _bias(allowed: Tensor, like: Tensor) -> Tensor:
+def as_bias(allowed: Tensor, like: Tensor) -> Tensor:
     """0 where a query may look, the most negative number where it may not."""
     lowest = torch.finfo(like.dtype).min
     return torch.zeros_like(allowed, dtype=like.dtype).masked_fill_(~allowed, lowest)

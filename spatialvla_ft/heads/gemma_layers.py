@@ -3,7 +3,7 @@
 A decoding step of one token is a hundred small operations, and around each of them the library
 builds masks, passes caches about and repeats keys. Here the cache is a preallocated tensor, keys
 are not repeated, masks and rotations are computed once per prediction, and the last layer of the
-prompt is computed for its last token only. Linear layers are called as modules, so that LoRA
+prompt is computed for the tokens that are read only. Linear layers are called as modules, so that LoRA
 adapters act; every number equals the library's up to float rounding (tests compare them).
 
 Shape letters: B batch, T tokens of this pass, S tokens so far, M room for tokens, H heads, K key
@@ -124,9 +124,9 @@ class TextLayers:
         start: int,
         masks: Masks,
         *,
-        last_only: bool = False,
+        last: int | None = None,
     ) -> Float[Tensor, "B R D"]:
-        """Hidden states after the final norm, of all T tokens or of the last.
+        """Hidden states after the final norm, of all T tokens or of the last R.
 
         Args:
             x: embeddings as the first layer gets them.
@@ -134,11 +134,11 @@ class TextLayers:
             cache: holds the keys and values of `start` tokens; those of x are written behind.
             start: tokens before x.
             masks: what x may not see.
-            last_only: compute the last layer for the last token only (R = 1).
+            last: compute the last layer for so many of the last tokens only; None for all.
         """
         final = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            rows = 1 if last_only and i == final else x.shape[1]
+            rows = last if last is not None and i == final else x.shape[1]
             keys, values = cache[0, i], cache[1, i]
             normed = self._norm(x, layer.norms[0])
             seen = self._attend(layer, normed, rotation, keys, values, start, masks, rows)

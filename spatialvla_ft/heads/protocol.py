@@ -1,4 +1,4 @@
-"""What an action head is: hidden states of a prompt to a chunk of normalised actions.
+"""What an action head is: hidden states to a chunk of normalised actions.
 
 A head takes tables and hidden states, never the model; the model has a head. `config.action_head =
 {"kind": ..., ...}` says which one, and absent it is `grid_tokens`, the released one: its tables are
@@ -21,6 +21,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..actions.spaces import ActionSpace
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head predicts.
+
+    Attributes:
+        actions: normalised; a gripper is 0 closed or 1 open.
+        spread: how sure it is of each number: one standard deviation, normalised; None of heads
+            that do not know.
+        chances: {slot of the action: probabilities (B, K, ...) over its cells}, of heads that have
+            cells and were asked for them.
+    """
+
+    actions: Float[Tensor, "B K A"]
+    spread: Float[Tensor, "B K A"] | None = None
+    chances: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,10 +89,25 @@ class ActionHead(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(
-        self, hidden: Float[Tensor, "B R D"], mode: str | None = None
-    ) -> Float[Tensor, "B K A"]:
-        """Normalised actions; `mode` is one of `modes`, None the first of them."""
+    def predict(self, hidden: Float[Tensor, "B R D"], mode: str | None = None) -> Prediction:
+        """Normalised actions, and how sure; `mode` is one of `modes`, None the first of them."""
+
+    def raw(self, hidden: Float[Tensor, "B R D"]) -> Float[Tensor, "B n"]:
+        """All that it computes before anything is decided, float32: by this it is recognised.
+
+        Logits, regressed numbers, or the end of a flow; a change of the input shows here though it
+        may not move the best cell.
+        """
+        return self.predict(hidden).actions.flatten(1).float()
+
+    def lengthened(
+        self,
+        embeds: Float[Tensor, "B T D"],
+        attention_mask: Int[Tensor, "B T"] | None,
+        token_type_ids: Int[Tensor, "B T"] | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the language model reads for this head: the prompt, or more; see `parallel.py`."""
+        return embeds, attention_mask, token_type_ids
 
     def states(
         self,

@@ -11,11 +11,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..actions.spaces import ActionSpace, end_effector_delta
+from .flow import Flow
 from .grid_tokens import GridTokens
+from .l1 import L1
+from .linear_bins import LinearBins
 from .protocol import ActionHead, HeadSizes
+from .voxel_heatmap import VoxelHeatmap
 
 HEADS: dict[str, type[ActionHead] | type[GridTokens]] = {
     GridTokens.kind: GridTokens,
+    VoxelHeatmap.kind: VoxelHeatmap,
+    L1.kind: L1,
+    LinearBins.kind: LinearBins,
+    Flow.kind: Flow,
 }
 """Heads by their kind."""
 

@@ -3,8 +3,9 @@
 Gemma 2 bounds its attention scores with a soft cap. `eager` and `flex_attention` apply it; `sdpa`
 cannot, and depending on the version transformers drops it without a word, which changes logits.
 
-A sequence is prefix (image tokens, prompt) then suffix (action tokens). The suffix is causal. The
-prefix is bidirectional in the published method; `prefix_mask="causal"` makes it causal, which is
+A sequence is prefix (image tokens, prompt) then suffix (action tokens), or then the placeholders of
+a parallel head. The suffix is causal; placeholders see the prefix and one another. The prefix is
+bidirectional in the published method; `prefix_mask="causal"` makes it causal, which is
 what the released training scripts did by way of their attention kernel. The mask is explicit and
 independent of the kernel.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from ..heads.parallel import PLACEHOLDER
 from .configuration_spatialvla import SpatialVLAConfig
 
 TEXT_KERNELS = ("eager", "flex_attention")
@@ -88,8 +90,8 @@ def attention_masks(
         config: decides on `prefix_mask` and `compatibility`.
         inputs_embeds: for batch, length and dtype.
         attention_mask: 1 for real tokens, 0 for pads, over past and present.
-        token_type_ids: 0 prefix, 1 suffix, for the present tokens; None when all are suffix (a
-            decoding step).
+        token_type_ids: 0 prefix, 1 suffix, 2 placeholders, for the present tokens; None when all
+            are suffix (a decoding step).
         past_key_values: the cache, if any.
     """
     common: dict[str, Any] = {
@@ -98,9 +100,15 @@ def attention_masks(
         "attention_mask": attention_mask,
         "past_key_values": past_key_values,
     }
-    if token_type_ids is not None and config.prefix_mask == "bidirectional":
+    asked = token_type_ids is not None and bool((token_type_ids == PLACEHOLDER).any())
+    if token_type_ids is not None and (asked or config.prefix_mask == "bidirectional"):
         prefix: Bool[Tensor, "B T"] = token_type_ids == 0
-        if config.compatibility == "released" and bool((token_type_ids == 1).any()):
+        if asked:  # who has a block's number sees the whole block
+            blocks = torch.where(token_type_ids == PLACEHOLDER, 1, -1)
+            if config.prefix_mask == "bidirectional":
+                blocks = torch.where(prefix, 0, blocks)
+            common["block_sequence_ids"] = blocks
+        elif config.compatibility == "released" and bool((token_type_ids == 1).any()):
             # The released training mask shows every 'type 0' position, pads included, to everyone.
             common["attention_mask"] = None
             common["or_mask_function"] = lambda b, h, q, kv: prefix[b, kv]

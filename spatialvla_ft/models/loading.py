@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
+from ..heads.registry import DEFAULT
 from .action_tables import joined_weights
 from .attention import refuse_kernel, text_kernel
 from .checkpoint_files import (
@@ -26,6 +27,7 @@ from .checkpoint_files import (
 from .configuration_spatialvla import SpatialVLAConfig
 
 TABLE = "spatial_embed_tokens.weight"
+HEAD = "action_head."
 SIGLIP = re.compile(r"^(vision_tower\.)(?!vision_model\.)")
 INCOMPLETE = (
     "The download is incomplete or its files are of several checkpoints: fetch it again. "
@@ -69,11 +71,29 @@ def missing_from(
     added = []
     if views == 1 and config.num_views > 1:
         added.append("observation_tokens.view_embedding")
-    if own.get("action_head") != config.action_head:
-        added.append("action_head.")
     if own.get("proprio_dim") is None and config.proprio_dim is not None:
         added.append("observation_tokens.proprio_projector.")
     return [name for name in missing if not name.startswith(tuple(added))]
+
+
+def head_is_another(
+    own: Mapping[str, Any], config: SpatialVLAConfig, problems: Mapping[str, Any]
+) -> bool:
+    """Whether the caller asks for an action head that the checkpoint does not hold.
+
+    One of another kind always is; one of other settings where its weights do not fit.
+    """
+    before, now = (own.get("action_head") or {}), (config.action_head or {})
+    if before == now:
+        return False
+    if before.get("kind", DEFAULT) != now.get("kind", DEFAULT):
+        return True
+    return any(name.startswith(HEAD) for name in _names(problems))
+
+
+def _names(problems: Mapping[str, Any]) -> list[str]:
+    """Of all weights that did not load as they should; mismatched ones come with their shapes."""
+    return [one if isinstance(one, str) else one[0] for found in problems.values() for one in found]
 
 
 def released_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -149,6 +169,12 @@ class CheckpointLoading(PreTrainedModel):
         problems = {k: () if k in accepted else v for k, v in info.items()}
         own, _ = SpatialVLAConfig.get_config_dict(pretrained_model_name_or_path, **hub)
         problems["missing_keys"] = missing_from(own, model.config, problems["missing_keys"])
+        if head_is_another(own, model.config, info):  # from random numbers, all of it
+            model.action_head = model.new_head().to(model.dtype) if model.action_head else None
+            problems = {
+                kind: [x for x in found if not (x if isinstance(x, str) else x[0]).startswith(HEAD)]
+                for kind, found in problems.items()
+            }
         check_loaded(problems, pretrained_model_name_or_path, cure=INCOMPLETE)
         model.action_grid = stored_grid(model.config, pretrained_model_name_or_path, **found)
         if hasattr(model, "vision_zoe_model"):  # loading makes all parameters trainable again

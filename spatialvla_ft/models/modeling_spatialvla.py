@@ -32,7 +32,11 @@ from ..actions.grid import ActionGrid
 from ..depth.zoe import PerImageZoeDepth, beside, estimate_depth, mark
 from ..heads.chunk_decoder import TokenWriter
 from ..heads.decoding import checked_prompt, greedy
+from ..heads.gemma_layers import why_not_direct
 from ..heads.grid_tokens import GridTokens
+from ..heads.one_pass import placeholder_states
+from ..heads.parallel import ParallelHead
+from ..heads.protocol import ActionHead, Prediction
 from ..heads.registry import build_head
 from .attention import (
     check_kernel,
@@ -65,6 +69,7 @@ class SpatialVLAOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None  # (B, P, D), as the language model gets them
     metrics: dict[str, Tensor] | None = None  # beside the loss, of heads with weights of their own
+    states: Tensor | None = None  # (B, R, D), what such a head has read
     debug: dict[str, Tensor] | None = None  # by the names of the golden data, on request
 
 
@@ -119,12 +124,16 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Gen
             self.observation_tokens = ObservationTokens(
                 config.num_cameras, config.observation_window, config.proprio_dim, text.hidden_size
             )
-        # None for grid tokens, whose weights are the tables above.
-        self.action_head = build_head(
-            config.action_head, text.hidden_size, config.action_chunk_size
-        )
         self.action_grid: ActionGrid | None = None  # what its tokens mean, where that is known
         self.post_init()
+        self.action_head = self.new_head()  # whose layers have their own first numbers
+
+    def new_head(self) -> ActionHead | None:
+        """The head of the config from random numbers; None for grid tokens, the tables above."""
+        config = self.config
+        return build_head(
+            config.action_head, config.text_config.hidden_size, config.action_chunk_size
+        )
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -292,6 +301,12 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Gen
             if features is not None:
                 debug["image_features"] = features / scale
         learns = labels is not None or actions is not None
+        head = self.action_head if learns else None
+        if head is not None:
+            head.check_actions(actions, valid)
+            inputs_embeds, attention_mask, token_type_ids = head.lengthened(
+                inputs_embeds, attention_mask, token_type_ids
+            )
         outputs = self.read(
             inputs_embeds,
             attention_mask,
@@ -305,15 +320,14 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Gen
         hidden = outputs.last_hidden_state
         if debug is not None:
             debug["final_norm"] = hidden
-        metrics = logits = None
-        if self.action_head is None or not learns:
+        metrics = logits = states = None
+        if head is None:
             loss, logits = self.grid_tokens.loss_and_logits(
                 hidden, labels, logits_to_keep, self.config.ignore_index
             )
         else:
-            self.action_head.check_actions(actions, valid)
-            states = self.action_head.states(hidden, attention_mask, token_type_ids)
-            loss, metrics = self.action_head.loss(states, actions, valid)
+            states = head.states(hidden, attention_mask, token_type_ids)
+            loss, metrics = head.loss(states, actions, valid)
         return SpatialVLAOutput(
             loss=loss,
             logits=logits,
@@ -322,6 +336,7 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Gen
             attentions=outputs.attentions,
             image_hidden_states=features,
             metrics=metrics,
+            states=states,
             debug=debug,
         )
 
@@ -396,23 +411,43 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Gen
         return greedy(self.token_writer, inputs, self.embed_inputs, self.hidden_states, not sharded)
 
     @torch.no_grad()
-    def predict_actions(
-        self, inputs: dict[str, Tensor], *, mode: str | None = None, grid: ActionGrid | None = None
-    ) -> Float[Tensor, "B K A"]:
-        """A chunk of NORMALISED actions by the model's own head; see `processor.to_robot_units`.
+    def predict(
+        self,
+        inputs: dict[str, Tensor],
+        *,
+        mode: str | None = None,
+        grid: ActionGrid | None = None,
+        **asked: Any,
+    ) -> Prediction:
+        """A chunk of NORMALISED actions by the model's own head, and how sure it is of them.
 
         Args:
             inputs: what the processor returns for a picture and an instruction (no labels).
             mode: how to predict, of heads that have more than one way.
             grid: what grid tokens mean; None takes that of the checkpoint's processor.
+            **asked: of heads that have more to tell, e.g. maps=True of `voxel_heatmap`.
         """
-        if self.action_head is None:
+        head = self.action_head
+        if head is None:
             ids = self.predict_action(inputs)
-            return self.grid_tokens.actions(ids, grid or self.action_grid, mode)
-        self.action_head.check_mode(mode)
+            return Prediction(self.grid_tokens.actions(ids, grid or self.action_grid, mode))
+        head.check_mode(mode)
         prompt = checked_prompt(inputs, self.config.action_token_begin_idx)
-        states = self.action_head.states(self.hidden_states(**prompt), prompt["attention_mask"])
-        return self.action_head.predict(states, mode)
+        mask = prompt.pop("attention_mask")
+        types = torch.zeros_like(prompt["input_ids"])
+        asking = head.lengthened(self.embed_inputs(**prompt)[0], mask, types)
+        text, whole = self.language_model.model, self.config.prefix_mask == "bidirectional"
+        if isinstance(head, ParallelHead) and why_not_direct(text) is None:
+            read = placeholder_states(text, *asking[:2], head.reads, whole, self.__dict__)
+            return head.predict(read.clone(), mode, **asked)
+        hidden = self.read(*asking, use_cache=False).last_hidden_state
+        return head.predict(head.states(hidden, *asking[1:]), mode, **asked)
+
+    def predict_actions(
+        self, inputs: dict[str, Tensor], *, mode: str | None = None, grid: ActionGrid | None = None
+    ) -> Float[Tensor, "B K A"]:
+        """The actions of `predict`; see `processor.to_robot_units`."""
+        return self.predict(inputs, mode=mode, grid=grid).actions
 
     # ---------------------------------------------------------------- transformers' generate
 

@@ -252,4 +252,4 @@ def test_targets_and_modes_that_fit_no_head(tiny, model):
 def test_the_space_decides_on_the_numbers():
     space = joint_space(7)
     head = build_head({"kind": "linear", "space": space.to_dict()}, 16, 3)
-    assert head.predict(torch.zeros(5, 1, 16)).shape == (5, 3, 8)
+    assert head.predict(torch.zeros(5, 1, 16)).actions.shape == (5, 3, 8)

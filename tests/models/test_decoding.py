@@ -149,9 +149,9 @@ def test_hidden_states_of_a_prompt_and_of_single_tokens(tiny, text):
     full = torch.zeros(11, 11).masked_fill(distance < 0, -1e30)
     sliding = full.masked_fill(distance >= layers.window, -1e30)
     masks = Masks(full[None, None, None], sliding[None, None, None])
-    for last_only in (True, False):
-        got = layers(x[:, :11], rotation.at(slice(0, 11)), cache, 0, masks, last_only=last_only)
-        at_once = wanted[:, 10:11] if last_only else wanted[:, :11]
+    for last in (1, None):
+        got = layers(x[:, :11], rotation.at(slice(0, 11)), cache, 0, masks, last=last)
+        at_once = wanted[:, 10:11] if last else wanted[:, :11]
         torch.testing.assert_close(got, at_once, rtol=0, atol=ROUNDING)
     for t in range(11, 14):
         step = Masks(first=max(0, t + 1 - layers.window))
