@@ -119,12 +119,12 @@ def spatial_rows(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor]
 def fingerprint(model: torch.nn.Module) -> str:
     """A short hash of names, shapes and values of all parameters.
 
-    Observation tokens are left out: where they exist an adapter always carries its own, and those
-    of a base that has none are random.
+    Observation tokens and a head of its own are left out: where they exist an adapter always
+    carries its own, and those of a base that has none are random.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith("observation_tokens."):
+        if name.startswith(("observation_tokens.", "action_head.")):
             continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

@@ -427,21 +427,25 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Gen
             grid: what grid tokens mean; None takes that of the checkpoint's processor.
             **asked: of heads that have more to tell, e.g. maps=True of `voxel_heatmap`.
         """
-        head = self.action_head
-        if head is None:
+        if self.action_head is None:
             ids = self.predict_action(inputs)
             return Prediction(self.grid_tokens.actions(ids, grid or self.action_grid, mode))
-        head.check_mode(mode)
+        self.action_head.check_mode(mode)
+        return self.action_head.predict(self.head_states(inputs), mode, **asked)
+
+    @torch.no_grad()
+    def head_states(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B R D"]:
+        """What a head with weights of its own reads of prompts, as `predict` takes them."""
+        head = self.action_head
         prompt = checked_prompt(inputs, self.config.action_token_begin_idx)
         mask = prompt.pop("attention_mask")
         types = torch.zeros_like(prompt["input_ids"])
         asking = head.lengthened(self.embed_inputs(**prompt)[0], mask, types)
         text, whole = self.language_model.model, self.config.prefix_mask == "bidirectional"
         if isinstance(head, ParallelHead) and why_not_direct(text) is None:
-            read = placeholder_states(text, *asking[:2], head.reads, whole, self.__dict__)
-            return head.predict(read.clone(), mode, **asked)
+            return placeholder_states(text, *asking[:2], head.reads, whole, self.__dict__).clone()
         hidden = self.read(*asking, use_cache=False).last_hidden_state
-        return head.predict(head.states(hidden, *asking[1:]), mode, **asked)
+        return head.states(hidden, *asking[1:])
 
     def predict_actions(
         self, inputs: dict[str, Tensor], *, mode: str | None = None, grid: ActionGrid | None = None

@@ -42,6 +42,9 @@ class Collator:
             steps and proprioception make a prompt.
         depth: "sensor" hands the sample's depth to the model, "estimate" leaves it to ZoeDepth.
         with_actions: False makes prompts, for prediction.
+        as_tokens: whether actions follow the prompt as tokens, with labels; False gives `actions`
+            (B, K, A), normalised, and `valid` of the same shape beside a prompt, which is what
+            heads with weights of their own learn from.
         unnorm_key: statistics of all samples, where they are not those of their dataset.
     """
 
@@ -51,11 +54,12 @@ class Collator:
         depth: DepthInput,
         *,
         with_actions: bool = True,
+        as_tokens: bool = True,
         unnorm_key: str | None = None,
     ) -> None:
         self.processor = processor
         self.depth: DepthInput = depth
-        self.with_actions = with_actions
+        self.with_actions, self.as_tokens = with_actions, as_tokens
         self.unnorm_key = unnorm_key
         self.statistics = {
             name: ActionStatistics.from_dict(entry) for name, entry in processor.statistics.items()
@@ -82,9 +86,14 @@ class Collator:
             ),
             text=[s.instruction for s in samples],
             unnorm_key=keys if layout.proprio_dim is not None else None,
-            suffix_actions=actions,
+            suffix_actions=actions if self.as_tokens else None,
         )
-        return {k: v for k, v in inputs.items() if k != "actions" and isinstance(v, torch.Tensor)}
+        batch = {k: v for k, v in inputs.items() if k != "actions" and isinstance(v, torch.Tensor)}
+        if actions is not None and not self.as_tokens:
+            valid = torch.as_tensor(np.stack([s.valid for s in samples]))
+            batch["actions"] = torch.as_tensor(actions, dtype=torch.float32)
+            batch["valid"] = valid[..., None].expand(actions.shape).contiguous()
+        return batch
 
 
 def observation_inputs(

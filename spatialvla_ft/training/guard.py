@@ -24,8 +24,8 @@ from torch import nn
 
 from ..data.sampler import Sampler
 from ..viz.sheets import captioned
+from .answers import losses
 from .batches import Frames, StepBatches
-from .metrics import sample_losses
 from .recipe import LossGuard
 from .run import Run
 
@@ -181,14 +181,14 @@ class Culprits:
         self, model: nn.Module, micro_step: int, k: int
     ) -> tuple[list[BadSample], list[UInt8[np.ndarray, "H W 3"]]]:
         """The samples of a micro-batch again, as they were, with the loss of each."""
-        run, config = self.run, self.run.spatialvla.config
+        run = self.run
         frames = Frames(run)
         places = next(iter(StepBatches(self.sampler, micro_step, micro_step + 1)))
         samples = [frames[place] for place in places]
         batch = {n: t.to(self.accelerator.device) for n, t in run.collate(samples).items()}
         torch.manual_seed(self.seed(micro_step))
-        logits = model(**batch, logits_to_keep="labels").logits
-        losses = sample_losses(logits, batch["labels"], config).tolist()
+        seen = model(**batch, logits_to_keep="labels")
+        own = losses(run.spatialvla, seen, batch).tolist()
         camera = run.processor.layout.cameras[0]
         found = [
             BadSample(
@@ -201,7 +201,7 @@ class Culprits:
                 self.accelerator.process_index,
                 k,
             )
-            for i, (sample, loss) in enumerate(zip(samples, losses, strict=True))
+            for i, (sample, loss) in enumerate(zip(samples, own, strict=True))
         ]
         return found, [sample.images[camera] for sample in samples]
 

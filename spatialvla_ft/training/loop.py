@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from .. import files
 from ..models.lora import save_adapter
+from ..models.modeling_spatialvla import SpatialVLAOutput
 from . import checkpoints, output
+from .answers import answers
 from .batches import make_loader, make_sampler
 from .depth_plan import depth_in_forward, fill_depth, keep_depth
 from .distributed import join, make_accelerator, prepare, wait_for_the_last
 from .guard import Culprits, Guard
 from .identity import check_same_run, identity
-from .metrics import Totals, action_tokens
+from .metrics import Totals
 from .objective import label_weights, weighted_loss
 from .point_loss import PointWatch, without_points
 from .preflight.report import FILE as PREFLIGHT
@@ -231,9 +233,9 @@ class Loop:
                 meter.count(batch)
                 batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
                 with meter.arithmetic():
-                    logits = self.micro_step(batch, k)
+                    seen = self.micro_step(batch, k)
                 if totals is not None:
-                    self.add_up(totals, k, logits, batch["labels"])
+                    self.add_up(totals, k, seen, batch)
             self.scheduler.step()
             self.done = step + 1
             meter.stepped()
@@ -271,16 +273,16 @@ class Loop:
             return False
         return checkpoints.is_among_best(self.folder, self.done, validation, self.keep.best)
 
-    def micro_step(self, batch: dict[str, Tensor], step: int) -> Tensor:
+    def micro_step(self, batch: dict[str, Tensor], step: int) -> SpatialVLAOutput:
         """Forward, backward, and the optimiser's turn where an accumulation ends.
 
         Returns:
-            the logits of label rows.
+            what the head saw and said: logits of label rows, or states and metrics.
         """
         accelerator, cfg = self.accelerator, self.run.recipe.train
         torch.manual_seed(self.seed(step))
         with accelerator.accumulate(self.model):
-            logits, loss = self.objective(batch)
+            seen, loss = self.objective(batch)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(self.parameters, cfg.clip_norm)
@@ -288,10 +290,10 @@ class Loop:
                 self.check()
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return logits.detach()
+        return seen
 
-    def objective(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(logits of label rows, what is minimised); the tokens' own loss joins `losses`."""
+    def objective(self, batch: dict[str, Tensor]) -> tuple[SpatialVLAOutput, Tensor]:
+        """(what the head saw and said, what is minimised); the head's own loss joins `losses`."""
         inputs, places = without_points(batch)
         if not places:
             outputs = self.model(**inputs, logits_to_keep="labels")
@@ -300,13 +302,15 @@ class Loop:
                 outputs = self.model(**inputs, logits_to_keep="labels")
         self.losses.append(outputs.loss.detach())
         loss = outputs.loss
-        if self.slot_weights is not None:
+        if self.slot_weights is not None and outputs.logits is not None:
             loss = weighted_loss(outputs.logits, inputs["labels"], self.slot_weights, self.config)
         if places:
             pointed, self.pointing = self.points.loss(places)
             self.pointing = {"loss/points": float(pointed.detach()), **self.pointing}
             loss = loss + self.points.weight * pointed
-        return outputs.logits, loss
+        kept = (None if t is None else t.detach() for t in (outputs.logits, outputs.states))
+        logits, states = kept
+        return SpatialVLAOutput(logits=logits, states=states, metrics=outputs.metrics), loss
 
     def check(self) -> None:
         """Stop before the optimiser moves if loss or gradient are none to follow, on all ranks."""
@@ -331,11 +335,18 @@ class Loop:
         """Sums for the metrics of a step."""
         return Totals(self.run.processor, self.run.datasets[0].action_space)
 
-    def add_up(self, totals: Totals, micro_step: int, logits: Tensor, labels: Tensor) -> None:
+    def add_up(
+        self, totals: Totals, micro_step: int, seen: SpatialVLAOutput, batch: dict[str, Tensor]
+    ) -> None:
         """One more micro-batch of the step that is logged."""
         names = [self.run.datasets[d].name for d, _ in self.sampler.batch(micro_step)]
         totals.add_loss(float(self.losses[-1]) * len(names), len(names))
-        totals.add_batch(action_tokens(logits, labels, self.run.spatialvla.config), names)
+        totals.add_told(seen.metrics or {}, len(names))
+        processor = self.run.processor
+        said = answers(self.run.spatialvla, seen, batch, processor.grid)
+        totals.add_tokens(said.tokens)
+        units = (processor.to_robot_units(one, names) for one in (said.guess, said.wanted))
+        totals.add_actions(*units, said.valid)
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """What the step tells, over all its micro-batches and ranks."""

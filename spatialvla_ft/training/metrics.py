@@ -11,7 +11,7 @@ of a sequence, H actions of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,7 @@ class Totals:
         self.slots = [slot.name for slot in processor.grid.slots]
         self.dimensions = dimension_names(space)
         self.sums = np.zeros(2 + 2 * len(self.slots) + 1 + space.dim)
+        self.told: dict[str, float] = {}
 
     def add_loss(self, total: float, samples: int) -> None:
         """The summed loss of some samples."""
@@ -115,19 +116,19 @@ class Totals:
         self.sums[place] += len(error)
         self.sums[place + 1 :] += error.sum(axis=0)
 
-    def add_batch(self, tokens: Tokens, datasets: Sequence[str]) -> None:
-        """Tokens of a training batch; errors are between decoded tokens, guessed and recorded."""
-        self.add_tokens(tokens)
-        guess, truth = (
-            self.processor.decode_actions(ids, unnorm_key=datasets)["actions"]
-            for ids in (tokens.guessed, tokens.wanted)
-        )
-        self.add_actions(guess, truth)
+    def add_told(self, metrics: Mapping[str, Tensor], samples: int) -> None:
+        """What a head tells beside its loss, as means over some samples."""
+        for name, value in metrics.items():
+            self.told[name] = self.told.get(name, 0.0) + float(value) * samples
 
     def reduce(self, accelerator: Accelerator) -> Totals:
-        """The sums over all ranks, in place."""
-        whole = torch.as_tensor(self.sums, dtype=_exact(accelerator), device=accelerator.device)
-        self.sums = accelerator.reduce(whole, "sum").cpu().numpy().astype(np.float64)
+        """The sums over all ranks, in place; each head tells the same names on every rank."""
+        names = sorted(self.told)
+        sums = np.concatenate((self.sums, [self.told[name] for name in names]))
+        whole = torch.as_tensor(sums, dtype=_exact(accelerator), device=accelerator.device)
+        sums = accelerator.reduce(whole, "sum").cpu().numpy().astype(np.float64)
+        self.sums = sums[: len(self.sums)]
+        self.told = dict(zip(names, sums[len(self.sums) :].tolist(), strict=True))
         return self
 
     def metrics(self) -> dict[str, float]:
@@ -138,6 +139,7 @@ class Totals:
         found: dict[str, float] = {}
         if self.sums[1]:
             found["loss"] = self.sums[0] / self.sums[1]
+            found |= {f"head/{name}": value / self.sums[1] for name, value in self.told.items()}
         if tokens.all():
             found |= _named("accuracy", self.slots, right / tokens)
         if actions:

@@ -48,12 +48,29 @@ class NewModel(Section):
     config: dict[str, Any] = Field(default_factory=dict)
 
 
+class Head(BaseModel):
+    """What turns hidden states into actions, and its settings (see docs/heads.md)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    """grid_tokens, voxel_heatmap, l1, linear_bins or flow; or one that your code registered."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All but the kind; the head itself knows which there are."""
+        return dict(self.model_extra or {})
+
+
 class Model(Section):
     """Where the weights come from: a checkpoint, or a new small model."""
 
     base: str | None = None
     new: NewModel | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
+    head: Head | None = None
+    """The action head; None keeps the base's. One that the base does not have starts from random
+    numbers and is trained whole."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Of the frozen weights under adapters; what is trained is float32 always."""
     quantisation: Literal["nf4"] | None = None
@@ -409,6 +426,8 @@ class Recipe(Section):
                     "model.dtype bf16 needs train.precision: bf16, in which layers of both types "
                     "work together"
                 )
+        if "action_head" in self.model.overrides:
+            raise ValueError("set the action head by model.head, not by model.overrides")
         if self.lora is not None and self.model.new is not None:
             raise ValueError(
                 "lora needs model.base: an adapter of a new model has no base to come back to. "

@@ -7,6 +7,7 @@ What a run trains, part by part, as it is printed before it starts.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,19 @@ from ..models.memory import cast_frozen, checkpoint_activations, quantise
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .recipe import Recipe, RecipeError, Train
 
+logger = logging.getLogger(__name__)
+
+TOKEN_TABLES = ("spatial_embed_tokens", "action_head_rows")
+"""Modules that only grid tokens read."""
+
 
 def trainable_part(recipe: Recipe, model: SpatialVLAForConditionalGeneration) -> nn.Module:
     """The model as it is trained: with adapters, or with `train.only` or `train.freeze` applied."""
     if recipe.train.activation_checkpointing:
         checkpoint_activations(model)
     if recipe.lora is None:
+        if model.action_head is not None:  # nothing reads them, so nothing would move them
+            _set_aside(model)
         if recipe.train.only is not None:
             if ACTION_HEAD in recipe.train.only:
                 separate_action_head(model)
@@ -46,14 +54,34 @@ def trainable_part(recipe: Recipe, model: SpatialVLAForConditionalGeneration) ->
         alpha=recipe.lora.alpha,
         dropout=recipe.lora.dropout,
         targets=recipe.lora.targets,
-        train_whole=(
-            *recipe.lora.train_whole,
-            *(("observation_tokens",) if model.config.observes_more else ()),
-        ),
+        train_whole=_whole(recipe.lora.train_whole, model),
     )
     if recipe.model.dtype == "bf16":
         cast_frozen(adapted, torch.bfloat16)
     return adapted
+
+
+def _whole(asked: Sequence[str], model: SpatialVLAForConditionalGeneration) -> tuple[str, ...]:
+    """What is trained whole under adapters: as asked, and what the base does not know yet."""
+    more = ["observation_tokens"] if model.config.observes_more else []
+    if model.action_head is not None:
+        unread = [name for name in asked if name in TOKEN_TABLES]
+        if unread:
+            logger.info(
+                "%s stay as they are: head %r does not read them",
+                " and ".join(unread),
+                model.action_head.kind,
+            )
+        asked = [name for name in asked if name not in unread]
+        more.append("action_head")
+    return tuple(dict.fromkeys([*asked, *more]))
+
+
+def _set_aside(model: SpatialVLAForConditionalGeneration) -> None:
+    """Tables of the action tokens stay as they are under another head."""
+    for name, parameter in model.named_parameters():
+        if name.startswith(("language_model.lm_head.", *(f"{table}." for table in TOKEN_TABLES))):
+            parameter.requires_grad_(False)
 
 
 def _freeze(model: SpatialVLAForConditionalGeneration, prefixes: Sequence[str]) -> None:
@@ -116,6 +144,7 @@ PARTS = (
     ("language model", "language_model.model."),
     ("text embeddings", "language_model.model.embed_tokens."),
     ("head", "language_model.lm_head."),
+    ("action head", "action_head."),
     ("head's action rows", "action_head_rows."),
     ("spatial table", "spatial_embed_tokens."),
     ("Ego3D", "position_embedding_3d."),

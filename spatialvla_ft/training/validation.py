@@ -22,8 +22,9 @@ from ..data.sample import Sample
 from ..data.sampler import evenly_spaced
 from ..data.samples import SampleDataset
 from ..policy.inputs import Collator
+from .answers import Answers, answers, losses, predicted
 from .collapse import CollapseWatch, Predictions, collapsed, lenders, spread_metrics
-from .metrics import Tokens, Totals, action_tokens, sample_losses
+from .metrics import Totals
 from .run import Run
 
 logger = logging.getLogger(__name__)
@@ -82,10 +83,10 @@ class Validation:
             dataset = run.heldout[part.dataset]
             samples = [run.sample(dataset, frame) for frame in part.frames]
             batch = self._on_device(run.collate(samples))
-            losses, tokens = self._along(model, batch)
-            probe = self._probe(model, samples, batch, losses, tokens) if part.probed else None
+            own, said = self._along(model, batch)
+            probe = self._probe(model, samples, batch, own, said) if part.probed else None
             if part.counts:
-                self._add(totals[part.dataset], samples, losses, tokens)
+                self._add(totals[part.dataset], samples, own, said)
                 probes += [probe] if probe else []
         found = self._metrics([one.reduce(self.accelerator) for one in totals])
         found |= self._collapse(gather_object(probes), step)
@@ -94,18 +95,17 @@ class Validation:
     def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
-    def _along(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tokens]:
-        """Loss of each sample, and their tokens, along the recorded ones."""
-        logits = model(**batch, logits_to_keep="labels").logits
-        config = self.run.spatialvla.config
-        losses = sample_losses(logits, batch["labels"], config)
-        return losses, action_tokens(logits, batch["labels"], config)
+    def _along(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Answers]:
+        """Loss of each sample, and what the model says along the recorded actions."""
+        seen = model(**batch, logits_to_keep="labels")
+        plain, grid = self.run.spatialvla, self.run.processor.grid
+        return losses(plain, seen, batch), answers(plain, seen, batch, grid)
 
-    def _add(self, totals: Totals, samples: list[Sample], losses: Tensor, tokens: Tokens) -> None:
-        totals.add_loss(float(losses.sum()), len(samples))
-        totals.add_tokens(tokens)
+    def _add(self, totals: Totals, samples: list[Sample], own: Tensor, said: Answers) -> None:
+        totals.add_loss(float(own.sum()), len(samples))
+        totals.add_tokens(said.tokens)
         names = [sample.dataset for sample in samples]
-        guess = self.run.processor.decode_actions(tokens.guessed, unnorm_key=names)["actions"]
+        guess = self.run.processor.to_robot_units(said.guess, names)
         truth = np.stack([sample.actions for sample in samples])
         totals.add_actions(guess, truth, np.stack([sample.valid for sample in samples]))
 
@@ -133,52 +133,52 @@ class Validation:
         model: nn.Module,
         samples: list[Sample],
         batch: dict[str, Tensor],
-        losses: Tensor,
-        tokens: Tokens,
+        own: Tensor,
+        said: Answers,
     ) -> Predictions:
         """Greedy predictions of a batch: as it is, with others' pictures, with others' words."""
         processor, count = self.run.processor, len(samples)
         names = [sample.dataset for sample in samples]
         lent = {n: t.roll(count // 2, 0) if n in SEEN else t for n, t in batch.items()}
-        swapped_losses, _ = self._along(model, lent)
+        swapped_losses = self._along(model, lent)[0]
         lender = lenders([sample.instruction for sample in samples])
         told = np.array([j != i for i, j in enumerate(lender)])
         reworded = [
             replace(sample, instruction=samples[j].instruction)
             for sample, j in zip(samples, lender, strict=True)
         ]
-        told_losses = losses
+        told_losses = own
         if told.any():
-            told_losses, _ = self._along(model, self._on_device(self.run.collate(reworded)))
+            told_losses = self._along(model, self._on_device(self.run.collate(reworded)))[0]
         prompt = self._prompts(samples)
         plain = self.run.spatialvla
         swapped = {n: t.roll(count // 2, 0) if n in SEEN else t for n, t in prompt.items()}
         with self._types_together():
-            ids = plain.predict_action(prompt).cpu().numpy()
-            swapped_ids = plain.predict_action(swapped).cpu().numpy()
+            ids, guess = predicted(plain, prompt, processor.grid)
+            swapped_ids = predicted(plain, swapped, processor.grid)[0]
             told_ids = ids
             if told.any():
-                told_ids = plain.predict_action(self._prompts(reworded)).cpu().numpy()
+                told_ids = predicted(plain, self._prompts(reworded), processor.grid)[0]
         for kept in ("_graphs", "_last_cache"):  # training needs the memory
             vars(plain).pop(kept, None)
-        own = tokens.wanted.cpu().numpy()
+        wanted = said.tokens.wanted.cpu().numpy()
         valid = np.stack([sample.valid for sample in samples])
         slots = len(processor.grid.slots)
         return Predictions(
-            guess=processor.decode_actions(ids, unnorm_key=names)["actions"][valid],
+            guess=processor.to_robot_units(guess, names)[valid],
             truth=np.stack([sample.actions for sample in samples])[valid],
             guess_ids=ids.reshape(*valid.shape, slots)[valid],
-            truth_ids=own.reshape(*valid.shape, slots)[valid],
+            truth_ids=wanted.reshape(*valid.shape, slots)[valid],
             ids=ids,
             swapped_ids=swapped_ids,
-            own_ids=own,
-            other_ids=np.roll(own, count // 2, axis=0),
-            losses=losses.cpu().double().numpy(),
+            own_ids=wanted,
+            other_ids=np.roll(wanted, count // 2, axis=0),
+            losses=own.cpu().double().numpy(),
             swapped_losses=swapped_losses.cpu().double().numpy(),
             told=told,
             told_ids=told_ids,
             told_losses=told_losses.cpu().double().numpy(),
-            lender_ids=own[lender],
+            lender_ids=wanted[lender],
         )
 
     def _prompts(self, samples: list[Sample]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from tiny_world import CHUNK, NAME, tiny_inputs, tiny_model, tiny_processor
 
 from spatialvla_ft.actions.normalise import ActionStatistics, unnormalise
 from spatialvla_ft.actions.spaces import end_effector_delta, two_arms_delta
+from spatialvla_ft.training.answers import of_ids
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.metrics import (
@@ -74,7 +75,10 @@ def test_totals_of_micro_batches_are_those_of_their_samples(seen):
     for part in (slice(0, 2), slice(2, 3)):
         totals.add_loss(sum(losses[part]), len(losses[part]))
         few = type(tokens)(tokens.wanted[part], tokens.guessed[part])
-        totals.add_batch(few, [NAME] * len(losses[part]))
+        totals.add_tokens(few)
+        both = (of_ids(ids, processor.grid, model) for ids in (few.guessed, few.wanted))
+        names = [NAME] * len(losses[part])
+        totals.add_actions(*(processor.to_robot_units(one, names) for one in both))
     found = totals.metrics()
     assert found["loss"] == pytest.approx(np.mean(losses))
     right = (tokens.wanted == tokens.guessed).numpy().reshape(-1, 3)

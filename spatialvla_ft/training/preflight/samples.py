@@ -40,7 +40,8 @@ class SampleFacts:
         tokens: number of ids of the whole sequence.
         names, units: of the action dimensions.
         recorded: (chunk, dim) in the robot's units.
-        decoded: the same read back from the label tokens.
+        decoded: the same read back from the label tokens, or from the normalised actions that a
+            head learns from.
         pictures: {camera: {"mean", "std", "min", "max"}} of pixel values, 0 to 1.
         depth: {"median", "unknown"} of the depth that comes along, metres and a share; or None.
     """
@@ -66,7 +67,7 @@ def first_samples(run: Run, *, world: int = 1, rank: int = 0, step: int = 0) -> 
     frames, collate = Frames(run), run.collate
     if run.depth is not None:  # what the cache may lack is neither shown nor needed here
         frames.depth = None
-        collate = Collator(run.processor, "estimate")
+        collate = Collator(run.processor, "estimate", as_tokens=run.collate.as_tokens)
     places = next(iter(StepBatches(make_sampler(run, world, rank), step, step + 1)))[:CHECKED]
     samples = [frames[place] for place in places]
     with warnings.catch_warnings():
@@ -82,16 +83,19 @@ def _facts(run: Run, sample: Sample, row: dict[str, Tensor]) -> SampleFacts:
     processor = run.processor
     real, suffix = row["attention_mask"].bool(), row["token_type_ids"].bool()
     prompt = row["input_ids"][real & ~suffix].tolist()
-    labels = row["labels"][row["labels"] != -100][:-1]  # the last one ends the sequence
     problems: list[str] = []
     place = f"{sample.dataset} episode {sample.episode} step {sample.step}"
     statistics = ActionStatistics.from_dict(processor.statistics[sample.dataset])
     decoded: Any = np.full_like(sample.actions, np.nan)
     try:
-        read = processor.decode_actions(labels[None], unnorm_key=sample.dataset)
-        decoded = read["actions"][0]
         recorded = normalise(sample.actions, statistics)
-        far = outside_its_bin(processor.grid, recorded, read["normalised"][0])
+        if "labels" in row:
+            labels = row["labels"][row["labels"] != -100][:-1]  # the last one ends the sequence
+            read = processor.decode_actions(labels[None], unnorm_key=sample.dataset)
+            decoded = read["actions"][0]
+            far = outside_its_bin(processor.grid, recorded, read["normalised"][0])
+        else:
+            decoded, far = processor.to_robot_units(row["actions"][None], sample.dataset)[0], []
         if far:
             problems.append(
                 f"{place}: the label tokens decode to {_named(sample, decoded)}, recorded is "
