@@ -13,6 +13,7 @@ from ..memory.sizes import bench_inputs, bench_model, check_size, parameters
 from ..memory.tensor_bytes import TensorBytes
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from .figures import Machine, Report, Times, Work, count_flops, in_turns, measure_machine
+from .heads import add_chunks
 
 STAGES = ("depth", "vision", "prefill", "decode", "head")
 WORKS = ("depth", "vision", "prefill", "decode_and_head", "head")
@@ -81,6 +82,7 @@ def bench_predict(size: str, *, device: str = "cpu", rounds: int = 7) -> Report:
     )
     _add_times(report, times, chunk)
     _add_floor(report, model, parts, machine, tokens)
+    add_chunks(report, model, inputs, rounds=rounds, device=device)
     own = sum(p.numel() * p.element_size() for p in model.parameters())
     report.add("weights", own / 2**20, "MiB", "parameters of the whole model")
     with TensorBytes() as made:

@@ -17,6 +17,7 @@ from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.lora import attach_lora
 from ..models.memory import checkpoint_activations
 from .figures import Report, Work, count_flops, in_turns, measure_machine
+from .heads import add_steps
 
 BATCH = {"tiny": 4, "100m": 4, "4b": 32}
 RANK = 32
@@ -60,6 +61,16 @@ def bench_train_step(size: str, *, device: str = "cpu", rounds: int = 3) -> Repo
     flops = count_flops(step)
     report.add("arithmetic", flops / 1e12, "TFLOP", "one step: matrix products and convolutions")
     _measure(report, "plain", step, device, rounds, batch, flops / machine.flops)
+    add_steps(
+        report,
+        peft_model,
+        model,
+        inputs,
+        batch=batch,
+        rounds=rounds,
+        device=device,
+        learning_rate=LEARNING_RATE,
+    )
     checkpoint_activations(model)
     _measure(report, "checkpointing", step, device, rounds, batch, flops / machine.flops)
     for what, unit in (("step", "x"), ("peak", "x")):

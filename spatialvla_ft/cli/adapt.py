@@ -39,6 +39,13 @@ def adapt(
         Path,
         typer.Option(help="To start from: a file, or a name that `spatialvla-ft recipes` lists."),
     ] = Path("adapt_lora"),
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="Action head: grid_tokens, voxel_heatmap, l1, linear_bins or flow; the base's if "
+            "not given."
+        ),
+    ] = None,
     card: Annotated[
         Path | None, typer.Option(help="Dataset card; DATASET/card.yaml if not given.")
     ] = None,
@@ -88,7 +95,7 @@ def adapt(
             base=base,
             out=out or Path("runs") / f"adapt_{_name(Path(dataset))}",
             recipe_file=recipe,
-            overrides=overrides or [],
+            overrides=[*(overrides or []), *([f"model.head.kind={head}"] if head else [])],
             card_file=card,
             accept_draft=accept_draft,
             accept_errors=accept_errors,

@@ -3,8 +3,8 @@
 A decoding step of one token is a hundred small operations, and around each of them the library
 builds masks, passes caches about and repeats keys. Here the cache is a preallocated tensor, keys
 are not repeated, masks and rotations are computed once per prediction, and the last layer of the
-prompt is computed for the tokens that are read only. Linear layers are called as modules, so that LoRA
-adapters act; every number equals the library's up to float rounding (tests compare them).
+prompt is computed for the tokens that are read only. Linear layers are called as modules, so that
+LoRA adapters act; every number equals the library's up to float rounding (tests compare them).
 
 Shape letters: B batch, T tokens of this pass, S tokens so far, M room for tokens, H heads, K key
 and value heads, G = H / K, C head size, D hidden size, L layers.

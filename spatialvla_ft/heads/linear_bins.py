@@ -1,4 +1,4 @@
-"""Even bins for every number, each by itself: the ablation that SpatialVLA's grids are held against.
+"""Even bins for every number, each by itself: what SpatialVLA's grids are held against.
 
 RT-2 and OpenVLA give each number of an action 256 even bins. Here they are predicted in one pass
 from the placeholders, with one-hot targets; bins of one number know nothing of another's.

@@ -128,7 +128,7 @@ class ParallelHead(ActionHead):
     def whole_spread(
         self, moves: Float[Tensor, "B K M"], gripper_logits: Float[Tensor, "B K G"]
     ) -> Float[Tensor, "B K A"]:
-        """Standard deviations in the order of the action; that of a gripper's switch is at most 0.5."""
+        """Standard deviations in the order of the action; of a gripper's switch 0.5 at most."""
         found = moves.new_empty(*moves.shape[:2], self.sizes.space.dim, dtype=torch.float32)
         found[..., self.moves] = moves.float()
         chance = gripper_logits.float().sigmoid()

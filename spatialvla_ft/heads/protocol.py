@@ -141,9 +141,10 @@ class ActionHead(nn.Module, ABC):
                 f"valid must have the shape of actions, {tuple(actions.shape)}, got "
                 f"{tuple(valid.shape)}"
             )
-        odd = ~torch.isfinite(actions) if valid is None else ~torch.isfinite(actions) & valid
-        if bool(odd.any()):
-            row, step, number = (int(i) for i in odd.nonzero()[0])
+        sound = torch.isfinite(actions)
+        sound = sound if valid is None else sound | ~valid
+        if not bool(sound.all()):
+            row, step, number = (int(i) for i in (~sound).nonzero()[0])
             raise ValueError(
                 f"actions hold {float(actions[row, step, number])} at sample {row}, step {step}, "
                 f"{self.sizes.space.names[number]!r}: a head cannot learn from it; drop the sample "

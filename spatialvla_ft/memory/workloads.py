@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..actions.grid import ActionGrid
 from ..actions.grid_io import load_grid
+from ..actions.spaces import ActionSpace, end_effector_delta
 from ..models.action_tables import set_action_counts
 from ..models.checkpoint_files import fill_from_processor_config
 from ..models.configuration_spatialvla import SpatialVLAConfig
@@ -22,7 +23,7 @@ from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_config, small_processor
-from ..training.build import observation_fields
+from ..training.build import head_fields, observation_fields
 from ..training.recipe import Recipe, RecipeError
 from .sizes import bench_config
 
@@ -46,7 +47,13 @@ def config_of(recipe: Recipe, size: str | None = None) -> SpatialVLAConfig:
         data.window or 1,
         PROPRIO_NUMBERS if data.proprio else None,
     )
-    changes = {**recipe.model.overrides, **observation_fields(layout)}
+    known = _grid(recipe) or _grid_of_base(recipe)
+    space = end_effector_delta() if known is None else known.action_space
+    changes = {
+        **recipe.model.overrides,
+        **observation_fields(layout),
+        **head_fields(recipe, space, known),
+    }
     if size is not None:
         fields = bench_config(size).to_dict()
         return _with_grid(SpatialVLAConfig(**{**fields, **changes}), recipe)
@@ -85,12 +92,18 @@ def _grid(recipe: Recipe) -> ActionGrid | None:
     return None if recipe.grid.bins is None else _uniform(recipe.grid.bins, recipe)
 
 
+def _grid_of_base(recipe: Recipe) -> ActionGrid | None:
+    """That of a base on this disk."""
+    base = recipe.model.base
+    if base is None or not (Path(base) / "processor_config.json").is_file():
+        return None
+    return SpatialVLAProcessor.from_pretrained(base).grid
+
+
 def _uniform(bins: tuple[int, ...], recipe: Recipe) -> ActionGrid:
     """Of the base's action space, or of one arm where there is no base on this disk."""
-    base, space = recipe.model.base, None
-    if base is not None and (Path(base) / "processor_config.json").is_file():
-        space = SpatialVLAProcessor.from_pretrained(base).grid.action_space
-    return ActionGrid.uniform(space=space, bins=bins)
+    base = _grid_of_base(recipe)
+    return ActionGrid.uniform(space=None if base is None else base.action_space, bins=bins)
 
 
 def _with_grid(config: SpatialVLAConfig, recipe: Recipe) -> SpatialVLAConfig:
@@ -109,7 +122,8 @@ def make_inputs(
         batch: samples.
         prompt_tokens: of the instruction, begin and newline included.
         depth: whether depth is given.
-        actions: whether action tokens and labels follow the prompt.
+        actions: whether action tokens and labels follow the prompt, or actions come beside it, as
+            the model's head wants them.
     """
     layout = ObservationLayout(
         tuple(f"camera{i}" for i in range(config.num_cameras)),
@@ -122,7 +136,11 @@ def make_inputs(
     ids[:, :seen] = config.image_token_index
     types = torch.zeros_like(ids)
     inputs: dict[str, Tensor] = {}
-    if actions:
+    if actions and config.action_head is not None:
+        numbers = ActionSpace.from_dict(config.action_head["space"]).dim
+        shape = (batch, config.action_chunk_size, numbers)
+        inputs |= {"actions": torch.zeros(shape), "valid": torch.ones(shape, dtype=torch.bool)}
+    elif actions:
         count = len(config.action_token_counts) * config.action_chunk_size
         suffix = torch.full((batch, count + 1), config.action_token_begin_idx)
         suffix[:, -1] = 1  # the end of the sequence
@@ -194,8 +212,9 @@ def predictions(
 
     def work() -> Tensor:
         model.eval()
-        model.predict_action(inputs)
+        predict = model.predict_action if model.action_head is None else model.predict_actions
+        predict(inputs)
         between()
-        return model.predict_action(inputs)
+        return predict(inputs)
 
     return work

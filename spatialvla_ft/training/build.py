@@ -274,7 +274,7 @@ def head_fields(recipe: Recipe, space: ActionSpace, grid: ActionGrid | None) -> 
         RecipeError: no such head, or a setting that it does not have.
     """
     asked, before = recipe.model.head, None
-    if recipe.model.base is not None:
+    if recipe.model.base is not None and (Path(recipe.model.base) / "config.json").is_file():
         found, _ = SpatialVLAConfig.get_config_dict(recipe.model.base)
         before = found.get("action_head")
     if asked is None and before is None:
