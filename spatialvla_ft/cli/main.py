@@ -20,6 +20,7 @@ from spatialvla_ft.cli import (
     grids_compare,
     init_base,
     plan_memory,
+    predict,
     push,
     quickstart,
     recipes,
@@ -46,6 +47,7 @@ app.command("recipes")(recipes.recipes)
 app.command("train")(train.train)
 app.command("adapt")(adapt.adapt)
 app.command("plan-memory")(plan_memory.plan_memory)
+app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("push")(push.push)
 app.command("check-robot")(check_robot.check_robot)

@@ -42,6 +42,10 @@ class Cells(Protocol):
     size: int
     dim: int
 
+    def points(self) -> Float64[np.ndarray, "C d"]:
+        """Centre of every cell, in the order of the logits."""
+        ...
+
     def soft_target(
         self, logits: Float[Tensor, "n C"], points: Float[Tensor, "n d"], sigma: float
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -163,6 +167,10 @@ class VoxelGrid:
         return points if isinstance(logits, Tensor) else points.numpy()
 
     # ---------------------------------------------------------------- for a head
+
+    def points(self) -> Float64[np.ndarray, "C d"]:
+        """Centre of every cell, in the order of the logits."""
+        return np.stack(np.meshgrid(*self.centres, indexing="ij"), -1).reshape(-1, self.dim)
 
     def soft_target(
         self, logits: Float[Tensor, "n C"], points: Float[Tensor, "n d"], sigma: float
@@ -296,6 +304,10 @@ class Scattered:
             raise ValueError(f"centres must be (C, d) finite numbers, 2 or more, got {rows.shape}")
         self.centres = rows
         self.size, self.dim = rows.shape
+
+    def points(self) -> Float64[np.ndarray, "C d"]:
+        """Centre of every cell, in the order of the logits."""
+        return self.centres
 
     def _tensor(self, device: torch.device) -> Float[Tensor, "C d"]:
         return torch.as_tensor(self.centres, dtype=torch.float32, device=device)

@@ -243,7 +243,9 @@ class PointWatch:
     def _look(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """One head's attention, computed beside the layer whatever its kernel."""
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        cos, sin = kwargs["position_embeddings"]
+        length = self._batch["input_ids"].shape[1]  # a head's placeholders lie behind it
+        hidden = hidden[:, :length]
+        cos, sin = (part[:, :length] for part in kwargs["position_embeddings"])
         image = self._batch["input_ids"] == self.image_token
         prefix = self._batch["token_type_ids"] == 0
         real = prefix & (self._batch["attention_mask"] == 1)

@@ -69,7 +69,8 @@ def depth_share(run: Run) -> DepthShare | None:
     size = run.processor.image_size
     count = min(SAMPLES, len(run.datasets[0]))
     samples = [fit_step(run.datasets[0][i], size, "fast") for i in range(count)]
-    batch = Collator(run.processor, "estimate")(samples)
+    collate = Collator(run.processor, "estimate", as_tokens=run.collate.as_tokens)
+    batch = collate(samples)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     pixels = batch["pixel_values"].flatten(0, -4)
     depth = model.depth_of(pixels)
