@@ -346,10 +346,9 @@ def _show(name: str, told: str, chunk: PredictedChunk) -> None:
     for dimension, unit in zip(chunk.space.names, chunk.space.units, strict=True):
         table.add_column(f"{dimension}\n{unit if len(unit) < 5 else ''}", justify="right")
     for k, action in enumerate(chunk.actions):
-        cells = [f"{value:.4g}" for value in action]
+        table.add_row(str(k + 1), *(f"{value:.3g}" for value in action))
         if chunk.spread is not None:
-            cells = [f"{c} ± {s:.2g}" for c, s in zip(cells, chunk.spread[k], strict=True)]
-        table.add_row(str(k + 1), *cells)
+            table.add_row("±", *(f"{value:.2g}" for value in chunk.spread[k]), style="dim")
     console.print(table)
     frames = {group.frame for group in chunk.space.groups if group.role != "gripper"}
     console.print(Text(f"frame: {', '.join(sorted(frames))}; gripper 1 = open, 0 = closed"))

@@ -36,6 +36,8 @@ class ParallelHead(ActionHead):
         blocks: residual blocks of the trunk.
     """
 
+    parallel = True
+
     def __init__(self, sizes: HeadSizes, width: int | None = None, blocks: int = 2) -> None:
         super().__init__(sizes)
         self.slots: tuple[Slot, ...] = slots_of(sizes.space)

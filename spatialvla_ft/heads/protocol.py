@@ -61,12 +61,16 @@ class ActionHead(nn.Module, ABC):
     Attributes:
         kind: its name in `config.action_head`.
         modes: ways to predict, the first one by default; none where there is only one.
+        parallel: whether it reads placeholders behind the prompt (`parallel.py`).
+        has_maps: whether it has cells, `mapped` and `cells`, and `predict` takes maps=True.
         reads: how many of the prompt's last tokens it is shown.
         sizes: what it was built for.
     """
 
     kind: ClassVar[str]
     modes: ClassVar[tuple[str, ...]] = ()
+    parallel: ClassVar[bool] = False
+    has_maps: ClassVar[bool] = False
     reads: int = 1
 
     def __init__(self, sizes: HeadSizes) -> None:

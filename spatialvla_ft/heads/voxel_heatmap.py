@@ -51,6 +51,7 @@ class VoxelHeatmap(ParallelHead):
     """
 
     kind: ClassVar[str] = "voxel_heatmap"
+    has_maps: ClassVar[bool] = True
     modes: ClassVar[tuple[str, ...]] = ("local", "argmax", "expectation")
 
     def __init__(

@@ -35,7 +35,6 @@ from ..heads.decoding import checked_prompt, greedy
 from ..heads.gemma_layers import why_not_direct
 from ..heads.grid_tokens import GridTokens
 from ..heads.one_pass import placeholder_states
-from ..heads.parallel import ParallelHead
 from ..heads.protocol import ActionHead, Prediction
 from ..heads.registry import build_head
 from .attention import (
@@ -442,7 +441,7 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Gen
         types = torch.zeros_like(prompt["input_ids"])
         asking = head.lengthened(self.embed_inputs(**prompt)[0], mask, types)
         text, whole = self.language_model.model, self.config.prefix_mask == "bidirectional"
-        if isinstance(head, ParallelHead) and why_not_direct(text) is None:
+        if head.parallel and why_not_direct(text) is None:
             return placeholder_states(text, *asking[:2], head.reads, whole, self.__dict__).clone()
         hidden = self.read(*asking, use_cache=False).last_hidden_state
         return head.states(hidden, *asking[1:])

@@ -17,7 +17,6 @@ from ..actions.normalise import ActionStatistics, unnormalise
 from ..actions.spaces import ActionSpace
 from ..data.cards.fields import CONTROL_HZ
 from ..data.sample import Observation
-from ..heads.voxel_heatmap import VoxelHeatmap
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from .inputs import model_depth_input, observation_inputs
@@ -108,10 +107,9 @@ def predict_chunk(
     )
     tensors = {n: t.to(model.device) for n, t in inputs.items() if isinstance(t, torch.Tensor)}
     head = model.action_head
-    mapped = isinstance(head, VoxelHeatmap)
-    found = model.predict(
-        tensors, mode=mode, grid=processor.grid, **({"maps": True} if mapped else {})
-    )
+    mapped = head is not None and head.has_maps
+    asked = {"maps": True} if mapped else {}
+    found = model.predict(tensors, mode=mode, grid=processor.grid, **asked)
     statistics = ActionStatistics.from_dict(processor.statistics[key])
     normalised = found.actions[0].double().cpu().numpy()
     actions = np.asarray(unnormalise(normalised, statistics), np.float64)
@@ -124,7 +122,7 @@ def predict_chunk(
     return PredictedChunk(
         actions=actions,
         spread=spread,
-        heat=_heat(head, found.chances, statistics) if isinstance(head, VoxelHeatmap) else {},
+        heat=_heat(head, found.chances or {}, statistics) if mapped else {},
         space=space,
         unnorm_key=key,
         control_hz=rates.get(key, space.control_hz),
@@ -133,12 +131,10 @@ def predict_chunk(
 
 
 def _heat(
-    head: VoxelHeatmap, chances: Mapping[str, Any] | None, statistics: ActionStatistics
+    head: Any, chances: Mapping[str, torch.Tensor], statistics: ActionStatistics
 ) -> dict[str, Heat]:
     found = {}
     for slot, cells in zip(head.mapped, head.cells, strict=True):
-        if chances is None:
-            break
         points = np.zeros((cells.size, statistics.dim))
         points[:, slot.start : slot.stop] = cells.points()
         units = np.asarray(unnormalise(points, statistics), np.float64)

@@ -117,7 +117,7 @@ def keep_depth(run: Run, plan: DepthPlan) -> None:
     """Let a run read its depth from a cache (in place)."""
     run.depth = kept_depth(run.recipe, run.processor, plan.folder)
     run.depth_plan = replace(plan, cached=True, why="")
-    run.collate = Collator(run.processor, "sensor")
+    run.collate = Collator(run.processor, "sensor", as_tokens=run.collate.as_tokens)
 
 
 def kept_depth(recipe: Recipe, processor: SpatialVLAProcessor, folder: Path) -> SampleDepth:
@@ -134,7 +134,7 @@ def kept_depth(recipe: Recipe, processor: SpatialVLAProcessor, folder: Path) -> 
 def depth_in_forward(run: Run, why: str) -> None:
     """Let the model of a run estimate depth in every forward pass after all (in place)."""
     run.depth = None
-    run.collate = Collator(run.processor, "estimate")
+    run.collate = Collator(run.processor, "estimate", as_tokens=run.collate.as_tokens)
     if run.depth_plan is not None:
         run.depth_plan = replace(run.depth_plan, cached=False, why=why)
 

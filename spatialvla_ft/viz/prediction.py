@@ -23,13 +23,13 @@ from spatialvla_ft.viz.point_cloud import CameraFrame, pixel_points
 
 DRAWN = 0.12
 """Metres as which the whole motion of a chunk is drawn in the scene."""
-SHARE = 0.999
+SHARE = 0.99
 """Share of the probability that is drawn; the rest are cells that hardly hold any."""
 MOST = 4000
 """Cells that are drawn at most."""
 HEAT = "magma_r"
-BEHIND = 2.5
-"""Points farther than so many median depths are not drawn."""
+NEAR = 0.5
+"""Points within so many median depths of where the motion begins are drawn."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ def plot_prediction(scene: Scene, chunk: PredictedChunk, instruction: str, arm: 
         arm: which of several translations is drawn.
     """
     at = translations(chunk.space)
-    figure = Figure(figsize=(14.5, 5.1))
-    figure.suptitle(f"“{instruction}”: {_first(chunk)}", fontsize=11.5, x=0.02, ha="left")
-    flat = figure.add_axes((0.02, 0.06, 0.29, 0.8))
+    figure = Figure(figsize=(14.5, 5.6))
+    figure.text(0.02, 0.95, f"“{instruction}”", fontsize=13, weight="bold")
+    figure.text(0.02, 0.905, _first(chunk), fontsize=9.5, color=INK)
+    flat = figure.add_axes((0.02, 0.05, 0.29, 0.76))
     height, width = scene.image.shape[:2]
     flat.imshow(scene.image, extent=(0, width, height, 0), interpolation="nearest")
     flat.set_axis_off()
@@ -87,9 +88,9 @@ def plot_prediction(scene: Scene, chunk: PredictedChunk, instruction: str, arm: 
     _in_picture(flat, scene, path * enlarged)
     flat.set_title(f"the next motion, {enlarged:.0f} times as long", fontsize=10)
     if scene.depth is not None:
-        solid = figure.add_axes((0.31, 0.0, 0.37, 0.92), projection="3d", computed_zorder=False)
+        solid = figure.add_axes((0.32, 0.02, 0.35, 0.8), projection="3d", computed_zorder=False)
         _in_scene(solid, scene, path * enlarged, _heat_of(chunk, where), enlarged)
-    last = figure.add_axes((0.68, 0.0, 0.3, 0.92), projection="3d", computed_zorder=False)
+    last = figure.add_axes((0.68, 0.02, 0.27, 0.8), projection="3d", computed_zorder=False)
     _motion(last, chunk, where)
     return figure
 
@@ -121,10 +122,9 @@ def _first(chunk: PredictedChunk) -> str:
     words = []
     for i, (name, unit) in enumerate(zip(chunk.space.names, chunk.space.units, strict=True)):
         sure = "" if chunk.spread is None else f" ± {chunk.spread[0, i]:.2g}"
-        words.append(
-            f"{name} {chunk.actions[0, i]:+.3g}{sure}{f' {unit}' if len(unit) < 5 else ''}"
-        )
-    return ", ".join(words)
+        unit = f" {unit}" if len(unit) < 5 else ""
+        words.append(f"{name} {chunk.actions[0, i]:+.2g}{sure}{unit}")
+    return f"{chunk.head}:  " + ",  ".join(words)
 
 
 def _in_picture(axes: Any, scene: Scene, path: Float64[np.ndarray, "K+1 3"]) -> None:
@@ -159,11 +159,13 @@ def _in_scene(
 ) -> None:
     """Coloured points, and the motion among them; base frame, or the camera's without a pose."""
     assert scene.depth is not None
-    points, at = pixel_points(_square(scene))
-    near = points[:, 2] <= BEHIND * float(np.median(points[:, 2]))
-    points, colours = points[near], scene.image[at[near, 0], at[near, 1]] / 255
+    points, at = pixel_points(CameraFrame("scene", scene.image, scene.depth, scene.K))
+    reach = NEAR * float(np.median(points[:, 2]))
     if scene.pose is not None:
         points = points @ scene.pose[:3, :3].T + scene.pose[:3, 3]
+    near = np.linalg.norm(points - scene.origin, axis=1) <= reach
+    points, colours = points[near], scene.image[at[near, 0], at[near, 1]] / 255
+    if scene.pose is not None:
         names, turned = ("x", "y", "z"), (lambda p: p.T)
     else:
         names, turned = ("x, right", "z, forward", "y, up"), _upright
@@ -176,7 +178,7 @@ def _in_scene(
             shown, shade = likely(heat, 0)
             cells = scene.origin + heat.points[shown] * enlarged
             axes.scatter(
-                *cells.T, c=shade, cmap=HEAT, vmin=0, vmax=1, s=10, alpha=0.55, lw=0,
+                *cells.T, c=shade, cmap=HEAT, vmin=0, vmax=1, s=9, alpha=faint(shade), lw=0,
                 depthshade=False, zorder=3,
             )  # fmt: skip
     _even(axes, turned(points).T, names)
@@ -195,7 +197,7 @@ def _motion(axes: Any, chunk: PredictedChunk, where: slice) -> None:
         shown, shade = likely(heat, 0)
         cells = heat.points[shown]
         marks = axes.scatter(
-            *cells.T, c=shade, cmap=HEAT, vmin=0, vmax=1, s=4 + 26 * shade, alpha=0.6, lw=0,
+            *cells.T, c=shade, cmap=HEAT, vmin=0, vmax=1, s=4 + 26 * shade, alpha=faint(shade), lw=0,
             depthshade=False, zorder=2,
         )  # fmt: skip
         bar = axes.figure.colorbar(marks, ax=axes, shrink=0.55, pad=0.09)
@@ -212,7 +214,7 @@ def _motion(axes: Any, chunk: PredictedChunk, where: slice) -> None:
     axes.scatter(*first, color=VERMILION, s=46, edgecolors="white", zorder=5, depthshade=False)
     axes.scatter(0, 0, 0, color=INK, s=16, zorder=5, depthshade=False)
     names = chunk.space.names[where]
-    _even(axes, np.vstack(drawn), names, digits=3)
+    _even(axes, np.vstack(drawn), names, digits=3, zoom=1.15)
     sure = "heatmap" if heat is not None else "± one deviation" if chunk.spread is not None else ""
     axes.set_title(f"the first motion (m){', ' if sure else ''}{sure}", fontsize=10)
     axes.view_init(elev=24, azim=-60)
@@ -227,16 +229,16 @@ def likely(heat: Heat, step: int) -> tuple[np.ndarray, np.ndarray]:
     return shown, chance[shown] / chance[shown].max()
 
 
-def _square(scene: Scene) -> CameraFrame:
-    assert scene.depth is not None
-    return CameraFrame("scene", scene.image, scene.depth, scene.K)
+def faint(shade: np.ndarray) -> np.ndarray:
+    """Opacity of cells: what hardly counts hides nothing."""
+    return 0.05 + 0.9 * shade
 
 
 def _upright(points: Float64[np.ndarray, "N 3"]) -> Float64[np.ndarray, "3 N"]:
     return np.stack([points[:, 0], points[:, 2], -points[:, 1]])
 
 
-def _even(axes: Any, points: np.ndarray, names: Any, digits: int = 2) -> None:
+def _even(axes: Any, points: np.ndarray, names: Any, digits: int = 2, zoom: float = 0.92) -> None:
     """Equal scales on all axes, around what is drawn."""
     low, high = points.min(axis=0), points.max(axis=0)
     reach = max(float((high - low).max()), 10.0**-digits)
@@ -252,6 +254,6 @@ def _even(axes: Any, points: np.ndarray, names: Any, digits: int = 2) -> None:
     ):
         set_limits(centre - length / 2, centre + length / 2)
         axis.set_label_text(name, fontsize=9)
-    axes.set_box_aspect(size)
+    axes.set_box_aspect(size, zoom=zoom)
     axes.locator_params(nbins=4)
     axes.tick_params(labelsize=8, pad=1)
