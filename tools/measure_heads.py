@@ -80,8 +80,8 @@ def all_runs(experts: list[str]) -> list[Run]:
     return [
         Run(expert, head, count, seed)
         for seed in SEEDS
-        for expert in experts
         for count in DEMONSTRATIONS
+        for expert in experts
         for head in HEADS
     ]
 
@@ -159,6 +159,7 @@ def perform(run: Run, folder: Path, base: Path, data: Path) -> dict[str, Any]:
         "head": run.head,
         "demonstrations": run.demonstrations,
         "seed": run.seed,
+        "base": built.base_fingerprint,
         "steps": STEPS,
         "learning_rate": recipe.train.learning_rate,
         "head_parameters": (
@@ -173,22 +174,13 @@ def perform(run: Run, folder: Path, base: Path, data: Path) -> dict[str, Any]:
             "successes": found.successes,
             "interval": [round(limit, 4) for limit in found.interval],
             "mean_steps": round(found.mean_steps, 2),
-            **ends(found),
+            "wrong_objects": found.wrong_objects,
+            "collisions": found.collisions,
         },
         "training_seconds": round(training, 1),
         "evaluation_seconds": round(acting, 1),
         "versions": versions(),
     }
-
-
-def ends(found: Any) -> dict[str, Any]:
-    """How episodes ended beside success: at another thing, or at the obstacle."""
-    counts: dict[str, Any] = {}
-    for name in ("wrong_object", "collided"):
-        values = [getattr(result, name, None) for result in found.results]
-        if any(value is not None for value in values):
-            counts[name] = sum(bool(value) for value in values)
-    return counts
 
 
 def versions() -> dict[str, str]:
@@ -240,8 +232,9 @@ def main() -> None:
         file.write_text(json.dumps(line) + "\n")
         told = line["closed_loop"]
         print(
-            f"{run.name}: solved {told['successes']} of {told['episodes']}, wrong "
-            f"{told.get('wrong', '-')}, {line['training_seconds']:.0f} s of training, "
+            f"{run.name}: solved {told['successes']} of {told['episodes']}, wrong block "
+            f"{told['wrong_objects']}, hit the post {told['collisions']}; "
+            f"{line['training_seconds']:.0f} s of training, "
             f"{line['evaluation_seconds']:.0f} s of acting",
             flush=True,
         )

@@ -21,7 +21,7 @@ def record(
     out: Annotated[Path, typer.Option(help="Folder for the dataset: OUT/NAME/1.0.0.")],
     robot: Annotated[str, typer.Option(help="robot_a or robot_b.")] = "robot_a",
     task: Annotated[
-        list[str] | None, typer.Option(help='Task, repeatable; "all" for all seven.')
+        list[str] | None, typer.Option(help='Task, repeatable; "all" for the seven without a post.')
     ] = None,
     episodes: Annotated[int, typer.Option(help="Successful episodes to write.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the first episode; the next is +1.")] = 0,
@@ -41,6 +41,12 @@ def record(
         str,
         typer.Option(help="Blocks that the task does not name; 0,1,2: one of these by the seed."),
     ] = "1",
+    expert: Annotated[
+        str | None,
+        typer.Option(
+            help="How the expert of detour passes the post: left, right, or either by the seed."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Simulation processes; same data for any.")] = 1,
     name: Annotated[
         str | None, typer.Option(help="Dataset name; default ROBOT_TASK, or ROBOT_mixed.")
@@ -63,6 +69,7 @@ def record(
             action_noise=action_noise,
             cameras=tuple(part.strip() for part in cameras.split(",") if part.strip()),
             distractors=distractors,
+            expert=expert,
             workers=workers,
             name=name,
         )
@@ -88,6 +95,7 @@ def _record(
     action_noise: float,
     cameras: tuple[str, ...],
     distractors: str,
+    expert: str | None,
     workers: int,
     name: str | None,
 ) -> dict[str, object]:
@@ -105,10 +113,11 @@ def _record(
 
     from spatialvla_ft.sim.layout import distractor_counts
     from spatialvla_ft.sim.robots import get_robot
-    from spatialvla_ft.sim.tasks import TASKS, get_task
+    from spatialvla_ft.sim.tasks import PLAIN, check_way, get_task
 
     robot = get_robot(robot_name)
-    tasks = list(TASKS.values()) if task_names == ["all"] else [get_task(t) for t in task_names]
+    tasks = [get_task(t) for t in (PLAIN if task_names == ["all"] else task_names)]
+    way = check_way(expert, [task.name for task in tasks])
     name = name or f"{robot.name}_{tasks[0].name if len(tasks) == 1 else 'mixed'}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
@@ -131,6 +140,7 @@ def _record(
         cameras=cameras,
         camera_mode=camera_mode,
         distractors=distractor_counts(distractors),
+        way=way,
     )
     tally = _show(
         record_dataset(plan, episodes=episodes, out=out, name=name, workers=workers), episodes

@@ -180,7 +180,12 @@ def _without_episodes(value):
 def _outcomes(results):
     from rich.table import Table
 
+    from spatialvla_ft.sim.tasks import get_task
+
+    posts = any(get_task(result.task).post for result in results)
     table = Table("task", "policy", "solved", "95 %", "wrong object", "95 %", "mean steps")
+    if posts:
+        table.add_column("hit the post", justify="right")
     for result in results:
         table.add_row(
             result.task,
@@ -188,6 +193,7 @@ def _outcomes(results):
             *_cells(result.solved),
             *_cells(result.wrong),
             f"{result.mean_steps:.1f}",
+            *([str(result.collisions)] if posts else []),
         )
     return table
 

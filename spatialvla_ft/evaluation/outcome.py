@@ -147,6 +147,11 @@ class ClosedLoop:
         """Episodes that ended at a block that was not named."""
         return Share(self.wrong_objects, self.episodes)
 
+    @property
+    def collisions(self) -> int:
+        """Episodes that ended because the hand hit something that stands in the way."""
+        return sum(result.collided for result in self.results)
+
     def traced(self, *, success: bool) -> list[int]:
         """Seeds of the episodes that can be replayed and ended so."""
         ended = {result.seed: result.success for result in self.results}
@@ -182,6 +187,7 @@ class ClosedLoop:
         return {
             **asdict(self),
             **_shares(rate=self.solved, wrong_object_rate=self.wrong),
+            "collisions": self.collisions,
             "swap": None if self.swap is None else self.swap.to_dict(),
         }
 

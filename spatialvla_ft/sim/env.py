@@ -24,7 +24,7 @@ from spatialvla_ft.sim.rendering import Renderer
 from spatialvla_ft.sim.robots import Robot, get_robot
 from spatialvla_ft.sim.scene import build_mjcf
 from spatialvla_ft.sim.state import BlockState, Observation, StepResult, WorldState
-from spatialvla_ft.sim.tasks import Task, get_task, is_success, is_wrong_object
+from spatialvla_ft.sim.tasks import Task, get_task, is_collision, is_success, is_wrong_object
 
 BLOCK_DENSITY = 500.0
 """kg / m3, about that of wood."""
@@ -118,6 +118,7 @@ class TabletopEnv:
         self._steps = 0
         self._success = False
         self._wrong_object = False
+        self._collided = False
         self._start_heights = self.data.xpos[self._block_body][:, 2] - self._base[2]
         blocks = self.layout.blocks
         self.instruction = self.task.instruction(
@@ -132,9 +133,11 @@ class TabletopEnv:
             self._move(action)
             self._steps += 1
             state = self.state()
-            self._wrong_object = is_wrong_object(self.task, state)
-            self._success = not self._wrong_object and is_success(self.task, state)
-        return StepResult(self._success, self._wrong_object, self.done, self._steps)
+            self._collided = is_collision(state)
+            self._wrong_object = not self._collided and is_wrong_object(self.task, state)
+            failed = self._collided or self._wrong_object
+            self._success = not failed and is_success(self.task, state)
+        return StepResult(self._success, self._wrong_object, self.done, self._steps, self._collided)
 
     @property
     def steps(self) -> int:
@@ -143,8 +146,9 @@ class TabletopEnv:
 
     @property
     def done(self) -> bool:
-        """Solved, wrong object or out of steps."""
-        return self._success or self._wrong_object or self._steps >= self.max_steps
+        """Solved, wrong object, collision or out of steps."""
+        ended = self._success or self._wrong_object or self._collided
+        return ended or self._steps >= self.max_steps
 
     def clip(self, action: Float64[np.ndarray, 7]) -> Float64[np.ndarray, 7]:
         """The action as this robot executes it; ValueError unless 7 finite numbers."""
@@ -218,7 +222,8 @@ class TabletopEnv:
     def _take_physics(self, count: int) -> None:
         """The model of a scene with so many blocks; compiled when first wanted."""
         if count not in self._physics:
-            model = mujoco.MjModel.from_xml_string(build_mjcf(self.robot, count))
+            mjcf = build_mjcf(self.robot, count, post=self.task.post)
+            model = mujoco.MjModel.from_xml_string(mjcf)
             self._physics[count] = model, mujoco.MjData(model)
         self._count = count
         self.model, self.data = self._physics[count]
@@ -257,6 +262,8 @@ class TabletopEnv:
             model.body_mass[body] = mass
             model.body_inertia[body] = mass / 3 * (square.sum() - square)
             self._place_riser(self._riser_geom[i], block)
+        if layout.post is not None:
+            model.geom_pos[model.geom("post").id, :2] = self._to_world([*layout.post, 0.0])[:2]
         for name, pose in self._poses.items():
             self._place_camera(name, pose)
         mujoco.mj_setConst(model, self.data)
@@ -341,6 +348,7 @@ class TabletopEnv:
             rotation=base.T @ data.site_xmat[self._tool].reshape(3, 3),
             opening=float(np.clip(opening, 0.0, 1.0)),
             blocks=tuple(self._read_block(i, pairs) for i in range(self._count)),
+            post=None if self.layout.post is None else np.array(self.layout.post),
         )
 
     def _read_block(self, index: int, pairs: np.ndarray) -> BlockState:

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from spatialvla_ft.sim.env import TabletopEnv
 from spatialvla_ft.sim.robots import Robot
 from spatialvla_ft.sim.state import BlockState, WorldState
-from spatialvla_ft.sim.tasks import PLACE_DISTANCE, Task, relation_holds
+from spatialvla_ft.sim.tasks import PLACE_DISTANCE, Task, Way, relation_holds
 
 GAIN = 2.0
 """1/s: the tool's speed over the remaining way."""
@@ -23,19 +23,46 @@ CLEARANCE = 0.03
 """Metres between a carried block and whatever it passes over."""
 GRASP_DEPTH = 0.026
 """Metres that the fingertips reach below a block's top."""
+PASSING = 0.062
+"""Metres between a post's axis and the way of the tool past it."""
+BESIDE = 0.095
+"""Metres from a post's axis to where the tool goes to get past it."""
 ALIGNED = 0.008
 LOWERED = 0.010
 
 
-def expert(env: TabletopEnv) -> Float64[np.ndarray, 7]:
-    """The expert's action (metres, radians, gripper) in the environment's present state."""
-    return expert_action(env.robot, env.task, env.state())
+def expert(env: TabletopEnv, way: Way | None = None) -> Float64[np.ndarray, 7]:
+    """The expert's action (metres, radians, gripper) in the environment's present state.
+
+    Args:
+        env: after its reset.
+        way: how to pass a post; None is `either`.
+    """
+    return expert_action(env.robot, env.task, env.state(), side_of(way, env.seed))
 
 
-def expert_action(robot: Robot, task: Task, state: WorldState) -> Float64[np.ndarray, 7]:
-    """The expert's action for a task in a state; base frame, robot units."""
+def side_of(way: Way | None, seed: int) -> int:
+    """+1 to pass a post on the left, seen along the way, -1 on the right; drawn for `either`."""
+    if way in ("left", "right"):
+        return 1 if way == "left" else -1
+    return 1 if np.random.default_rng([seed, 13]).random() < 0.5 else -1
+
+
+def expert_action(
+    robot: Robot, task: Task, state: WorldState, side: int = 1
+) -> Float64[np.ndarray, 7]:
+    """The expert's action for a task in a state; base frame, robot units.
+
+    Args:
+        robot: which.
+        task: which.
+        state: now.
+        side: of a post, +1 left, -1 right.
+    """
     named = state.blocks[0]
-    if task.name == "touch":
+    if state.post is not None and not _way_is_free(state):
+        return _round_the_post(robot, state, side)
+    if task.touches:
         return _touch(robot, state)
     if task.places and relation_holds(task, named, state.blocks[1]) and _stands(named):
         return _retreat(robot, state)
@@ -49,6 +76,26 @@ def _touch(robot: Robot, state: WorldState) -> Float64[np.ndarray, 7]:
     away = float(np.linalg.norm(block.position[:2] - state.tool[:2]))
     height = block.top + min(HOVER, 0.8 * max(0.0, away - 0.02))
     goal = np.array([*block.position[:2], height])
+    return _toward(robot, state, goal, _nearest_yaw(state, block.yaw), 0.0)
+
+
+def _way_is_free(state: WorldState) -> bool:
+    """The straight way to the named block passes the post with room to spare."""
+    assert state.post is not None
+    start, way = state.tool[:2], state.blocks[0].position[:2] - state.tool[:2]
+    length = max(float(way @ way), 1e-9)
+    share = np.clip((state.post - start) @ way / length, 0.0, 1.0)
+    return float(np.linalg.norm(start + share * way - state.post)) >= PASSING
+
+
+def _round_the_post(robot: Robot, state: WorldState, side: int) -> Float64[np.ndarray, 7]:
+    """Level, to the place beside the post on the chosen side."""
+    assert state.post is not None
+    block = state.blocks[0]
+    ahead = block.position[:2] - state.tool[:2]
+    ahead = ahead / max(float(np.linalg.norm(ahead)), 1e-9)
+    beside = state.post + side * BESIDE * np.array([-ahead[1], ahead[0]])
+    goal = np.array([*beside, block.top + HOVER])
     return _toward(robot, state, goal, _nearest_yaw(state, block.yaw), 0.0)
 
 

@@ -6,7 +6,7 @@ Base frame, metres.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,12 @@ MIN_SPACING = 0.125
 """Metres between block centres: room for an open gripper between neighbours."""
 MAX_YAW = np.deg2rad(60)
 RISER_HALF = 0.045
+POST_WAY = (0.20, 0.34)
+"""Metres between the tool's start and the named block, where a post stands between them."""
+POST_JITTER = 0.008
+"""Metres that the post stands off the straight way, at most."""
+POST_FREE = 0.15
+"""Metres that other blocks stand away from the post."""
 RISER_SHARE = 0.4
 """Share of the blocks that stand on a riser."""
 
@@ -52,11 +58,15 @@ class BlockLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """Blocks (the named one first, then the reference if any) and the tool's starting pose."""
+    """Blocks (the named one first, then the reference if any) and the tool's starting pose.
+
+    `post` is where the post stands, (x, y), or None.
+    """
 
     blocks: tuple[BlockLayout, ...]
     tool: tuple[float, float, float]
     tool_yaw: float
+    post: tuple[float, float] | None = None
 
 
 def sample_layout(robot: Robot, task: Task, distractors: int, rng: np.random.Generator) -> Layout:
@@ -82,7 +92,38 @@ def sample_layout(robot: Robot, task: Task, distractors: int, rng: np.random.Gen
     spread = np.array([0.06, 0.08, 0.03])
     tool = np.array(workspace.start) + rng.uniform(-spread, spread)
     x, y, z = tool.tolist()
-    return Layout(blocks, (x, y, z), rng.uniform(-0.3, 0.3))
+    layout = Layout(blocks, (x, y, z), rng.uniform(-0.3, 0.3))
+    return _with_post(layout, workspace, rng) if task.post else layout
+
+
+def _with_post(layout: Layout, workspace: Workspace, rng: np.random.Generator) -> Layout:
+    """The post half way to the named block, and room on both sides of it.
+
+    The named block is drawn again, far enough from the tool that there is a way round, and the
+    others until they leave that way free. All stand on the table.
+    """
+    low = np.array([workspace.x[0], workspace.y[0]])
+    high = np.array([workspace.x[1], workspace.y[1]])
+    tool, count = np.array(layout.tool[:2]), len(layout.blocks)
+    for _ in range(20_000):
+        positions = rng.uniform(low, high, (count, 2))
+        way = positions[0] - tool
+        length = float(np.linalg.norm(way))
+        if not POST_WAY[0] <= length <= POST_WAY[1]:
+            continue
+        ahead = way / length
+        across = np.array([-ahead[1], ahead[0]])
+        post = tool + 0.5 * way + rng.uniform(-POST_JITTER, POST_JITTER) * across
+        gaps = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+        apart = count == 1 or gaps[np.triu_indices(count, 1)].min() >= MIN_SPACING
+        clear = np.linalg.norm(positions[1:] - post, axis=1) >= POST_FREE
+        if apart and clear.all():
+            blocks = tuple(
+                replace(block, position=(float(px), float(py)), riser=0.0)
+                for block, (px, py) in zip(layout.blocks, positions, strict=True)
+            )
+            return replace(layout, blocks=blocks, post=(float(post[0]), float(post[1])))
+    raise AssertionError(f"no layout with a post for {count} blocks in {workspace}")
 
 
 def distractor_counts(text: str) -> tuple[int, ...]:

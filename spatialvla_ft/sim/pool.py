@@ -58,6 +58,7 @@ class EpisodeResult:
         success: the task was solved.
         wrong_object: the episode ended because a block that was not named was touched or lifted.
         steps: actions executed.
+        collided: the episode ended because the hand hit the post.
     """
 
     seed: int
@@ -65,6 +66,7 @@ class EpisodeResult:
     success: bool
     wrong_object: bool
     steps: int
+    collided: bool = False
 
 
 class SimPool:
@@ -261,6 +263,7 @@ def work(
                     success=result.success,
                     wrong_object=result.wrong_object,
                     steps=result.steps,
+                    collided=result.collided,
                 )
             )
             if waiting:

@@ -18,7 +18,7 @@ from spatialvla_ft.sim.layout import check_options
 from spatialvla_ft.sim.pool import Episode
 from spatialvla_ft.sim.rlds import VERSION, dataset_card, write_card, write_rlds
 from spatialvla_ft.sim.robots import get_robot
-from spatialvla_ft.sim.tasks import get_task
+from spatialvla_ft.sim.tasks import Way, check_way, get_task
 
 if TYPE_CHECKING:
     from spatialvla_ft.sim.env import TabletopEnv
@@ -36,6 +36,7 @@ class Plan:
         seed: attempt i uses seed + i.
         action_noise: of the executed actions, as a share of the largest step.
         image_size, cameras, camera_mode, distractors: of the environments.
+        way: how the expert passes a post; None where the tasks have none, or for either.
     """
 
     robot: str
@@ -46,9 +47,11 @@ class Plan:
     cameras: tuple[str, ...] = ("front",)
     camera_mode: str = "fixed"
     distractors: int | tuple[int, ...] = 0
+    way: Way | None = None
 
     def check(self) -> None:
         """ValueError for what is not allowed; nothing is loaded for it."""
+        check_way(self.way, self.tasks)
         for task in self.tasks:
             check_options(
                 get_robot(self.robot),
@@ -92,6 +95,7 @@ class Plan:
             "distractors": self.distractor_counts,
             "action_noise": self.action_noise,
             "seeds": [self.seed, self.seed + attempted - 1],
+            **({} if self.way is None else {"expert": self.way}),
         }
 
     def description(self) -> str:
@@ -100,7 +104,8 @@ class Plan:
         return (
             f"{self.robot}, {', '.join(self.tasks)}: expert demonstrations in simulation, "
             f"camera {self.camera_mode}, action noise {self.action_noise}, "
-            f"{blocks} distractors, seed {self.seed}."
+            f"{blocks} distractors, seed {self.seed}"
+            f"{'' if self.way is None else f', passing a post on the way {self.way}'}."
         )
 
 
@@ -161,7 +166,7 @@ def simulate(channel: Channel, plan: Plan, index: int, workers: int) -> None:
         env.use(renderer)
     for attempt in itertools.count(index, workers):
         env = envs[attempt % len(envs)]
-        channel.send(record_episode(env, plan.seed + attempt, plan.action_noise))
+        channel.send(record_episode(env, plan.seed + attempt, plan.action_noise, plan.way))
 
 
 def record_dataset(

@@ -14,6 +14,7 @@ from spatialvla_ft.sim.env import TabletopEnv
 from spatialvla_ft.sim.expert import expert
 from spatialvla_ft.sim.pool import DEPTH_SCALE, POINTS, Episode
 from spatialvla_ft.sim.state import Observation
+from spatialvla_ft.sim.tasks import Way
 
 JPEG_QUALITY = 95
 
@@ -26,8 +27,10 @@ def perturb(
     return np.append(action[:6] + sigma * scale * rng.standard_normal(6), action[6])
 
 
-def record_episode(env: TabletopEnv, seed: int, action_noise: float = 0.0) -> Episode | None:
-    """Run the expert on one seed; None if it fails.
+def record_episode(
+    env: TabletopEnv, seed: int, action_noise: float = 0.0, way: Way | None = None
+) -> Episode | None:
+    """Run the expert on one seed; None if it fails. `way` is how it passes a post.
 
     With `action_noise` the executed actions are noisy while the clean ones are recorded, so that
     a policy sees how to come back. The observation after the last action is not kept.
@@ -39,7 +42,7 @@ def record_episode(env: TabletopEnv, seed: int, action_noise: float = 0.0) -> Ep
     while not env.done:
         observations.append(encode_observation(env.observe()))
         places.append(named_points(env))
-        action = env.clip(expert(env))
+        action = env.clip(expert(env, way))
         actions.append(action)
         success = env.step(perturb(env, action, action_noise, rng)).success
     if not success:

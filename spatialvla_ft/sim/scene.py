@@ -9,6 +9,7 @@ from __future__ import annotations
 from xml.sax.saxutils import quoteattr
 
 from spatialvla_ft.sim.robots import Colour, Gripper, Joint, Robot
+from spatialvla_ft.sim.tasks import POST_HEIGHT, POST_RADIUS
 
 MAX_OFFSCREEN = 1024
 NEAR, FAR = 0.01, 8.0
@@ -201,6 +202,17 @@ def _block(index: int) -> str:
     return riser + block
 
 
+def _post() -> str:
+    """What stands in the way: it is drawn, and hitting it is judged by distance."""
+    return _visual(
+        name="post",
+        type="cylinder",
+        size=(POST_RADIUS, POST_HEIGHT / 2),
+        pos=(0.0, 0.0, POST_HEIGHT / 2),
+        rgba=(0.08, 0.08, 0.10, 1.0),
+    )
+
+
 def _actuators(robot: Robot) -> str:
     arm = "".join(
         _element(
@@ -229,8 +241,14 @@ def _actuators(robot: Robot) -> str:
     return arm + fingers
 
 
-def build_mjcf(robot: Robot, blocks: int) -> str:
-    """MJCF text of the robot, its table and `blocks` blocks, each with a riser to stand on."""
+def build_mjcf(robot: Robot, blocks: int, *, post: bool = False) -> str:
+    """MJCF text of the robot, its table and `blocks` blocks, each with a riser to stand on.
+
+    Args:
+        robot: which.
+        blocks: how many.
+        post: whether a post stands on the table.
+    """
     # The midphase trusts bounding volumes of the compiled sizes, and sizes change per episode.
     option = _element(
         "option",
@@ -279,6 +297,7 @@ def build_mjcf(robot: Robot, blocks: int) -> str:
         rgba=_rgba(robot.floor_colour),
     )
     world = lights + table + floor + _arm(robot) + "".join(_block(i) for i in range(blocks))
+    world += _post() if post else ""
     return _element(
         "mujoco",
         _element("compiler", angle="radian", autolimits="true"),

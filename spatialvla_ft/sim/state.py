@@ -83,12 +83,14 @@ class WorldState:
         rotation: (3, 3) end effector to base; identity when the gripper points down.
         opening: gap between the fingers over the largest gap, 0 to 1.
         blocks: block 0 is the one the instruction names first, block 1 the reference if any.
+        post: (2,) where the post stands, metres; None where there is none.
     """
 
     tool: Float64[np.ndarray, 3]
     rotation: Float64[np.ndarray, "3 3"]
     opening: float
     blocks: tuple[BlockState, ...]
+    post: Float64[np.ndarray, 2] | None = None
 
     @property
     def rpy(self) -> Float64[np.ndarray, 3]:
@@ -125,11 +127,13 @@ class StepResult:
     Attributes:
         success: the task is solved.
         wrong_object: a block that was not named has been touched (touch) or lifted (the others).
-        done: the episode is over: solved, wrong object or out of steps.
+        done: the episode is over: solved, wrong object, collision or out of steps.
         steps: actions executed so far.
+        collided: the hand has hit the post.
     """
 
     success: bool
     wrong_object: bool
     done: bool
     steps: int
+    collided: bool = False

@@ -5,7 +5,9 @@ Directions are the robot's: left is +y and behind is +x of its base frame.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -23,7 +25,17 @@ MAX_PLACE_DISTANCE = 0.25
 MAX_PLACE_ANGLE = np.deg2rad(40)
 """Half the opening of the cone around the named direction in which a block counts as placed."""
 REST_SPEED = 0.02
+POST_RADIUS = 0.02
+"""Metres; of the post that stands in the way of `detour`."""
+POST_HEIGHT = 0.34
+"""Metres above the table: higher than the hand travels, so that nothing goes over it."""
+HIT_DISTANCE = 0.045
+"""Metres between the tool and the post's axis, seen from above, at which the hand hits it."""
 REST_TURNING = 0.3
+
+
+Way = Literal["left", "right", "either"]
+"""How an expert passes a post: on one side, or in half of the episodes on the other."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Task:
         seconds: time allowed.
         direction: for placing beside: unit vector from the reference to the place, base frame.
         on_top: placed on the reference.
+        post: a post stands between the tool and the named block, and must not be hit.
     """
 
     name: str
@@ -43,6 +56,12 @@ class Task:
     seconds: float
     direction: tuple[float, float] | None = None
     on_top: bool = False
+    post: bool = False
+
+    @property
+    def touches(self) -> bool:
+        """The named block is only touched, with a closed gripper."""
+        return self.name in ("touch", "detour")
 
     @property
     def places(self) -> bool:
@@ -52,7 +71,7 @@ class Task:
     @property
     def start_opening(self) -> float:
         """Gripper at the start of the episode: a closed one touches, an open one grasps."""
-        return 0.0 if self.name == "touch" else 1.0
+        return 0.0 if self.touches else 1.0
 
     def instruction(self, named: str, reference: str | None) -> str:
         """The instruction in words."""
@@ -94,8 +113,11 @@ TASKS: dict[str, Task] = {
             24.0,
             on_top=True,
         ),
+        Task("detour", "touch the {named} block", 10.0, post=True),
     )
 }
+PLAIN = tuple(name for name, task in TASKS.items() if not task.post)
+"""The seven that `all` means: those without a post."""
 
 
 def get_task(name: str) -> Task:
@@ -106,6 +128,22 @@ def get_task(name: str) -> Task:
         raise ValueError(
             f"task: got {name!r}, allowed are {list(TASKS)}; choose one of them"
         ) from None
+
+
+def check_way(way: str | None, tasks: Sequence[str]) -> Way | None:
+    """The way, or None where nothing is said; ValueError for one that there is not."""
+    if way is None:
+        return None
+    if way not in get_args(Way):
+        raise ValueError(f"expert: got {way!r}, allowed are {list(get_args(Way))}")
+    without = [name for name in tasks if not get_task(name).post]
+    if without:
+        able = [name for name, task in TASKS.items() if task.post]
+        raise ValueError(
+            f"expert: {way!r} says how to pass a post, and {', '.join(without)} has none; leave it "
+            f"out, or choose the task {', '.join(able)}"
+        )
+    return way  # type: ignore[return-value]
 
 
 def is_beside(
@@ -144,7 +182,7 @@ def at_rest(block: BlockState) -> bool:
 def is_success(task: Task, state: WorldState) -> bool:
     """The task is solved in this state."""
     named = state.blocks[0]
-    if task.name == "touch":
+    if task.touches:
         return touches(state, named)
     if task.name == "pick":
         lifted = named.position[2] - named.start_height > LIFT_HEIGHT
@@ -154,12 +192,19 @@ def is_success(task: Task, state: WorldState) -> bool:
 
 def is_wrong_object(task: Task, state: WorldState) -> bool:
     """A block that was not to be touched (or moved) is touched (or lifted)."""
-    if task.name == "touch":
+    if task.touches:
         return any(touches(state, block) for block in state.blocks[1:])
     return any(
         block.robot_contact and block.position[2] - block.start_height > WRONG_LIFT_HEIGHT
         for block in state.blocks[1:]
     )
+
+
+def is_collision(state: WorldState) -> bool:
+    """The hand hits the post."""
+    if state.post is None:
+        return False
+    return float(np.linalg.norm(state.tool[:2] - state.post)) < HIT_DISTANCE
 
 
 def touches(state: WorldState, block: BlockState) -> bool:

@@ -197,8 +197,8 @@ def _motion(axes: Any, chunk: PredictedChunk, where: slice) -> None:
         shown, shade = likely(heat, 0)
         cells = heat.points[shown]
         marks = axes.scatter(
-            *cells.T, c=shade, cmap=HEAT, vmin=0, vmax=1, s=4 + 26 * shade, alpha=faint(shade), lw=0,
-            depthshade=False, zorder=2,
+            *cells.T, c=shade, cmap=HEAT, vmin=0, vmax=1, s=4 + 26 * shade, alpha=faint(shade),
+            lw=0, depthshade=False, zorder=2,
         )  # fmt: skip
         bar = axes.figure.colorbar(marks, ax=axes, shrink=0.55, pad=0.09)
         bar.set_label("probability of a cell, of the best one's", fontsize=8.5)

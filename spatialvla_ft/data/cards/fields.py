@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -170,6 +171,16 @@ class Recorded(CardModel):
     """On executed actions, as a share of the robot's largest step."""
     seeds: tuple[int, int]
     """First and last of the attempts, failed ones included."""
+    expert: str | None = None
+    """Which of a task's experts demonstrated; None where it has one."""
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: Any) -> Any:
+        """Without an expert where there is one only, so that cards read and hash as before."""
+        content = write(self)
+        if content.get("expert") is None:
+            content.pop("expert", None)
+        return content
 
 
 class Intrinsics(CardModel):
