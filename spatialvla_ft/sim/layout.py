@@ -27,12 +27,13 @@ MIN_SPACING = 0.125
 """Metres between block centres: room for an open gripper between neighbours."""
 MAX_YAW = np.deg2rad(60)
 RISER_HALF = 0.045
-POST_WAY = (0.20, 0.34)
+POST_WAY = (0.18, 0.34)
 """Metres between the tool's start and the named block, where a post stands between them."""
 POST_JITTER = 0.008
 """Metres that the post stands off the straight way, at most."""
-POST_FREE = 0.15
+POST_FREE = 0.13
 """Metres that other blocks stand away from the post."""
+POST_DISTRACTORS = 3
 RISER_SHARE = 0.4
 """Share of the blocks that stand on a riser."""
 
@@ -99,13 +100,15 @@ def sample_layout(robot: Robot, task: Task, distractors: int, rng: np.random.Gen
 def _with_post(layout: Layout, workspace: Workspace, rng: np.random.Generator) -> Layout:
     """The post half way to the named block, and room on both sides of it.
 
-    The named block is drawn again, far enough from the tool that there is a way round, and the
-    others until they leave that way free. All stand on the table.
+    Tool and blocks are drawn again: the tool on the robot's side, the named block far enough from
+    it that there is a way round, the others where they leave that way free. All blocks stand on
+    the table.
     """
     low = np.array([workspace.x[0], workspace.y[0]])
     high = np.array([workspace.x[1], workspace.y[1]])
-    tool, count = np.array(layout.tool[:2]), len(layout.blocks)
+    count, near = len(layout.blocks), workspace.reach_x[0]
     for _ in range(20_000):
+        tool = rng.uniform((near + 0.02, -0.08), (near + 0.09, 0.08))
         positions = rng.uniform(low, high, (count, 2))
         way = positions[0] - tool
         length = float(np.linalg.norm(way))
@@ -122,7 +125,8 @@ def _with_post(layout: Layout, workspace: Workspace, rng: np.random.Generator) -
                 replace(block, position=(float(px), float(py)), riser=0.0)
                 for block, (px, py) in zip(layout.blocks, positions, strict=True)
             )
-            return replace(layout, blocks=blocks, post=(float(post[0]), float(post[1])))
+            start = (float(tool[0]), float(tool[1]), layout.tool[2])
+            return replace(layout, blocks=blocks, tool=start, post=(float(post[0]), float(post[1])))
     raise AssertionError(f"no layout with a post for {count} blocks in {workspace}")
 
 
@@ -138,12 +142,12 @@ def distractor_counts(text: str) -> tuple[int, ...]:
 
 
 def block_count(task: Task, distractors: int) -> int:
-    """Blocks in an episode; ValueError if there are not enough colours for them."""
-    most = len(COLOURS) - 1 - task.places
+    """Blocks in an episode; ValueError if there are not enough colours, or not enough room."""
+    most = POST_DISTRACTORS if task.post else len(COLOURS) - 1 - task.places
+    why = "room is left beside the post" if task.post else "every block needs a colour of its own"
     if not 0 <= distractors <= most:
         raise ValueError(
-            f"distractors: got {distractors}, allowed for {task.name!r} are 0 to {most}; "
-            "every block needs a colour of its own"
+            f"distractors: got {distractors}, allowed for {task.name!r} are 0 to {most}; {why}"
         )
     return 1 + task.places + distractors
 
