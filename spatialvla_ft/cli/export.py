@@ -122,7 +122,11 @@ def export(
     if done.dtype != "float32":
         typer.echo(
             f"rounding to {done.dtype} moved logits by at most {done.rounding_difference:.2g} and "
-            f"changed {done.rounded_ids} predicted tokens"
+            + (
+                f"changed {done.rounded_ids} predicted tokens"
+                if done.rounded_actions is None
+                else f"normalised actions by at most {done.rounded_actions:.2g}"
+            )
         )
     typer.echo(
         f"{done.out}: {done.parameters:,} parameters in {done.dtype}; loaded again, it gives the "
@@ -138,9 +142,12 @@ def _verify(folder: Path, base: str | None, report: Path | None, as_json: bool) 
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
     else:
+        said = f"predicted tokens {'equal' if found.ids_equal else 'DIFFER'}"
+        if found.max_normalised_difference is not None:
+            verdict = "the same" if found.same else "DIFFERENT"
+            said = f"actions of head {found.head} are {verdict}"
         typer.echo(
-            f"{folder}: {found.inputs} stored inputs; predicted tokens "
-            f"{'equal' if found.ids_equal else 'DIFFER'}; actions differ by at most "
+            f"{folder}: {found.inputs} stored inputs; {said}; actions differ by at most "
             f"{found.max_action_difference:.2g} (robot units), logits by at most "
             f"{found.max_logit_difference:.2g}"
         )

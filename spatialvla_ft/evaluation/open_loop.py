@@ -22,6 +22,7 @@ from ..data.samples import SampleDataset
 from ..data.stats.statistics import normalised_dimensions
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.processing_spatialvla import SpatialVLAProcessor
+from ..policy.cells import predicted
 from ..policy.inputs import Collator, DepthInput, model_depth_input
 
 
@@ -35,7 +36,8 @@ class OpenLoop:
             counts.
         names, units: of the action dimensions.
         l1: {policy: mean absolute error per dimension, in the robot's units}.
-        token_accuracy: share of predicted tokens that equal the recorded action's, by type.
+        token_accuracy: share of predicted tokens that equal the recorded action's, by type; of
+            heads without tokens, of predicted actions in the same cell of the grid.
         lost: a sentence about each dimension whose motion the statistics cannot express.
     """
 
@@ -116,13 +118,13 @@ def run_open_loop(
     for start in range(0, len(chosen), batch_size):
         samples = [read(i) for i in chosen[start : start + batch_size]]
         inputs = {name: tensor.to(model.device) for name, tensor in collate(samples).items()}
-        ids = model.predict_action(inputs)
-        guesses.append(processor.decode_actions(ids, unnorm_key=unnorm_key)["actions"])
+        ids, normalised_guess = predicted(model, inputs, processor.grid)
+        guesses.append(processor.to_robot_units(normalised_guess, unnorm_key))
         actions = np.stack([sample.actions for sample in samples])
         normalised = normalise(actions, statistics)
         flat = normalised.reshape(-1, normalised.shape[-1])
         true_ids = processor.action_tokenizer.encode(flat).reshape(*actions.shape[:2], -1)
-        hits.append(ids.cpu().numpy().reshape(true_ids.shape) == true_ids)
+        hits.append(ids.reshape(true_ids.shape) == true_ids)
         truths.append(actions)
         valid.append(np.stack([sample.valid for sample in samples]))
         if on_frames is not None:

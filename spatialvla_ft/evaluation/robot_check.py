@@ -155,8 +155,8 @@ def predict_recorded(
     for start in range(0, len(chosen), BATCH):
         batch = [dataset[frame] for frame in chosen[start : start + BATCH]]
         inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
-        ids = model.predict_action(inputs)
-        predicted.append(processor.decode_actions(ids, unnorm_key=key)["actions"][:, 0])
+        actions = model.predict_actions(inputs, grid=processor.grid)
+        predicted.append(processor.to_robot_units(actions, key)[:, 0])
         samples += batch
         if on_steps is not None:
             on_steps(len(samples))

@@ -28,6 +28,13 @@ REPO = "OWNER/NAME"
 """Stands for the repository's name, which is known when the card is pushed."""
 ARXIV = "2501.15830"
 UNKNOWN = "unknown"
+HEAD_WORDS: dict[str, tuple[str, str | None]] = {
+    "voxel_heatmap": ("heatmaps over the action space, as ActionMap has them", None),
+    "l1": ("regression of the whole chunk in one pass, as OpenVLA-OFT's", "2502.19645"),
+    "linear_bins": ("even bins of every number, in one pass", None),
+    "flow": ("flow matching with a small action expert, as in pi0", "2410.24164"),
+}
+"""Heads without tokens in words, and where they come from."""
 NAMELESS = (
     "adapter",
     "checkpoint",
@@ -220,8 +227,12 @@ def _run(facts: CardFacts) -> str:
     code = [
         *load,
         f'inputs = processor(images=picture, text="pick up the red block"{extra})',
-        f"actions = processor.decode_actions(model.predict_action(inputs), unnorm_key={key})"
-        '["actions"]',
+        (
+            f"actions = processor.decode_actions(model.predict_action(inputs), unnorm_key={key})"
+            '["actions"]'
+            if facts.config.action_head is None
+            else f"actions = processor.to_robot_units(model.predict_actions(inputs), {key})"
+        ),
     ]
     listing = "\n".join(code)
     return (
@@ -283,14 +294,32 @@ def _actions(facts: CardFacts) -> str:
             ),
             "",
             f"- rate: {rate}",
-            f"- chunk: {chunk} action{'s' if chunk > 1 else ''} per prediction, "
-            f"{chunk * grid.tokens} tokens",
-            f"- grid: {grid.kind}, bins {', '.join(map(str, grid.bins))}, {grid.total} action "
-            f"tokens, decoded to the {grid.decoding} of a bin",
+            *_head_lines(facts, chunk),
             "- statistics (`unnorm_key`): "
             + ("; ".join(_statistics(processor)) if processor.statistics else "none"),
         ]
     )
+
+
+def _head_lines(facts: CardFacts, chunk: int) -> list[str]:
+    """How actions come about: tokens of a grid, or another head beside it."""
+    grid, head = facts.processor.grid, facts.config.action_head
+    per = f"- chunk: {chunk} action{'s' if chunk > 1 else ''} per prediction"
+    cells = (
+        f"grid: {grid.kind}, bins {', '.join(map(str, grid.bins))}, {grid.total} action tokens, "
+        f"decoded to the {grid.decoding} of a bin"
+    )
+    if head is None:
+        return [f"{per}, {chunk * grid.tokens} tokens", f"- {cells}"]
+    settings = {k: v for k, v in head.items() if k not in ("kind", "space", "cells")}
+    said = ", ".join(f"{name} {value}" for name, value in settings.items()) or "its defaults"
+    what, paper = HEAD_WORDS.get(head["kind"], ("a head of its author's own", None))
+    link = f" ([arXiv:{paper}](https://arxiv.org/abs/{paper}))" if paper else ""
+    return [
+        f"{per}, in one pass",
+        f"- head: `{head['kind']}`, {what}{link}; settings: {said}",
+        f"- not used by this head, kept from the base: {cells}",
+    ]
 
 
 def _statistics(processor: SpatialVLAProcessor) -> list[str]:

@@ -44,6 +44,8 @@ class Export:
         rounding_difference: largest change of a logit by rounding to `dtype`, along the unrounded
             model's tokens; 0 for float32.
         rounded_ids: predicted tokens that rounding changed.
+        rounded_actions: largest change of a normalised action by rounding, of heads without tokens;
+            None with tokens.
         inputs: what the checks ran on, in words.
         verified: the written folder, loaded again, beside the stored answers.
     """
@@ -57,6 +59,7 @@ class Export:
     merge_difference: float | None
     rounding_difference: float
     rounded_ids: int
+    rounded_actions: float | None
     inputs: str
     verified: VerifyReport
 
@@ -150,6 +153,11 @@ def export_checkpoint(
         merge_difference=merged.merge_difference,
         rounding_difference=float((along.logits - exact.logits).abs().max()),
         rounded_ids=int((outputs.ids != exact.ids).sum()),
+        rounded_actions=(
+            None
+            if outputs.normalised is None or exact.normalised is None
+            else float((outputs.normalised - exact.normalised).abs().max())
+        ),
         inputs=inputs.origin,
         verified=verified,
     )

@@ -106,6 +106,11 @@ def resize_checkpoint(
     old = processor.grid
     new = _new_grid(old, grid, bins)
     model, processor = load_policy_model(folder, dtype=dtype)
+    if model.action_head is not None:
+        raise ValueError(
+            f"{folder} acts by head {model.action_head.kind!r}, which has no tokens: another grid "
+            "would change nothing that it does. Resize a checkpoint of grid_tokens"
+        )
     inputs = random_inputs(processor, model.config, count=samples)
     tensors = _with_depth(inputs.tensors, model.config)
     before = _actions(processor, model.predict_action(tensors))

@@ -16,6 +16,7 @@ from ..policy.stored import (
     STORED_FILE,
     Outputs,
     VerifyReport,
+    action_logits,
     decode_stored,
     read_stored,
     run_model,
@@ -36,14 +37,18 @@ def write_stored(
         processor: decodes the answers.
         begin: id of the first action token; logits from there on are stored.
     """
-    decoded = decode_stored(processor, outputs.ids, inputs.keys)
+    decoded = decode_stored(processor, outputs, inputs.keys)
     count = processor.grid.total
     tensors = {
         **{INPUT + name: tensor for name, tensor in inputs.tensors.items()},
         EXPECTED + "ids": outputs.ids,
         EXPECTED + "actions": torch.from_numpy(decoded),
-        EXPECTED + "action_logits": outputs.logits[..., begin : begin + count],
     }
+    if outputs.normalised is None:
+        tensors[EXPECTED + "action_logits"] = outputs.logits[..., begin : begin + count]
+    else:
+        tensors[EXPECTED + "action_logits"] = outputs.logits
+        tensors[EXPECTED + "normalised"] = outputs.normalised
     about = {"keys": inputs.keys, "texts": inputs.texts, "origin": inputs.origin}
     metadata = {name: json.dumps(value) for name, value in about.items()}
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -72,12 +77,16 @@ def verify_export(path: str | Path, *, base: str | None = None) -> VerifyReport:
     own = run_model(model, stored.inputs)
     ids_equal = torch.equal(own.ids, stored.ids)
     along = own if ids_equal else run_model(model, stored.inputs, ids=stored.ids)
-    begin, count = model.config.action_token_begin_idx, stored.action_logits.shape[-1]
-    difference = along.logits[..., begin : begin + count] - stored.action_logits
-    own_actions = decode_stored(processor, own.ids, stored.keys)
+    difference = action_logits(model, along) - stored.action_logits
+    apart = None
+    if own.normalised is not None and stored.normalised is not None:
+        apart = float((own.normalised - stored.normalised).abs().max())
+    own_actions = decode_stored(processor, own, stored.keys)
     return VerifyReport(
         inputs=len(stored.ids),
         ids_equal=ids_equal,
         max_action_difference=float(np.abs(own_actions - stored.actions).max()),
         max_logit_difference=float(difference.abs().max()),
+        head="grid_tokens" if model.action_head is None else model.action_head.kind,
+        max_normalised_difference=apart,
     )

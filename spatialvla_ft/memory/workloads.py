@@ -23,7 +23,8 @@ from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
 from ..models.processing_spatialvla import SpatialVLAProcessor
 from ..models.small import small_config, small_processor
-from ..training.build import head_fields, observation_fields
+from ..training.action_head import head_fields
+from ..training.build import observation_fields
 from ..training.recipe import Recipe, RecipeError
 from .sizes import bench_config
 

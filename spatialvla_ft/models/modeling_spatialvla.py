@@ -22,7 +22,6 @@ from transformers import (
     AutoModelForImageTextToText,
     Cache,
     Gemma2ForCausalLM,
-    GenerationMixin,
     SiglipVisionModel,
 )
 from transformers.modeling_utils import PreTrainedModel
@@ -39,16 +38,15 @@ from ..heads.protocol import ActionHead, Prediction
 from ..heads.registry import build_head
 from .attention import (
     check_kernel,
-    generation_masks,
     masks_and_positions,
     refuse_kernel,
     suffix_from_ids,
 )
 from .configuration_spatialvla import SpatialVLAConfig
 from .ego3d import Ego3DPositionEmbedding
+from .generation import TokenGeneration
 from .loading import CheckpointLoading
 from .observation import (
-    OBSERVATION_INPUTS,
     ConvStem,
     MultiModalProjector,
     ObservationTokens,
@@ -72,7 +70,7 @@ class SpatialVLAOutput(ModelOutput):
     debug: dict[str, Tensor] | None = None  # by the names of the golden data, on request
 
 
-class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, GenerationMixin):
+class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, TokenGeneration):
     """Picture, instruction and camera in; action tokens out."""
 
     config_class = SpatialVLAConfig
@@ -451,35 +449,6 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Gen
     ) -> Float[Tensor, "B K A"]:
         """The actions of `predict`; see `processor.to_robot_units`."""
         return self.predict(inputs, mode=mode, grid=grid).actions
-
-    # ---------------------------------------------------------------- transformers' generate
-
-    create_masks_for_generate = staticmethod(generation_masks)
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Inputs of one step of `generate`: the picture goes in with the prompt only."""
-        cache = kwargs.get("past_key_values")
-        first = cache is None or cache.get_seq_length() == 0
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        for name in OBSERVATION_INPUTS:
-            if not first:
-                inputs.pop(name, None)
-            elif kwargs.get(name) is not None:
-                inputs[name] = kwargs[name]
-        if inputs.get("position_ids") is not None:
-            inputs["position_ids"] = inputs["position_ids"] + 1
-        return inputs
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        types = model_kwargs.get("token_type_ids")
-        updated = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, *args, **kwargs
-        )
-        if types is not None:
-            updated["token_type_ids"] = torch.cat((types, types.new_ones(types.shape[0], 1)), -1)
-        return updated
 
 
 AutoModel.register(SpatialVLAConfig, SpatialVLAForConditionalGeneration, exist_ok=True)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers.models.gemma2 import modeling_gemma2
 
@@ -91,9 +91,11 @@ class CanaryReport:
     """What the canary saw of a healthy model.
 
     Attributes:
-        changes: largest change of a log-probability of the first action token by what was changed:
-            "another picture", "a grey picture", "another K", "another depth", "another text".
-        total_variation: the same as half the summed change of probabilities, between 0 and 1.
+        changes: largest change of a log-probability of the first action token, or of anything that
+            a head without tokens computes, by what was changed: "another picture", "a grey
+            picture", "another K", "another depth", "another text".
+        total_variation: the same as half the summed change of probabilities, between 0 and 1;
+            empty of heads without tokens.
         noise: change of a log-probability by nothing at all.
         threshold: what a change must exceed.
         depth_change: of estimated depth between two pictures, relative to its mean; None where
@@ -143,32 +145,31 @@ def check_sight(
         BlindModelError: names everything that is broken, where, the likely cause and the cure.
     """
     start = time.perf_counter()
-    config = model.config
     broken = [f"soft cap: {fault}" for fault in missing_soft_caps(model)]
     names, inputs = _probe(model, processor)
     debug = model(**inputs, debug_outputs=True, logits_to_keep=1).debug
-    rows, tokens = config.action_slots[0], model.grid_tokens
-    hidden = debug["final_norm"][:, -1].float()
-    logits = tokens.soft_cap(F.linear(hidden, tokens.rows(rows).float()))
-    logs = logits.log_softmax(-1)
+    logs = _first_token(model, debug) if model.action_head is None else _of_head(model, inputs)
     if not bool(torch.isfinite(logs).all()):
         raise BlindModelError(
-            "the model's first action distribution is not finite: weights are damaged, or numbers "
-            f"overflow in {model.dtype}; load the checkpoint again, in bfloat16 or float32"
+            "what the model computes of its first action is not finite: weights are damaged, or "
+            f"numbers overflow in {model.dtype}; load the checkpoint again, in bfloat16 or float32"
         )
     changes = {name: float((logs[i] - logs[0]).abs().max()) for i, name in enumerate(names) if i}
-    probabilities = logs.exp()
-    variation = {
-        name: float((probabilities[i] - probabilities[0]).abs().sum() / 2)
-        for i, name in enumerate(names)
-        if i
-    }
-    noise, _ = changes.pop("nothing"), variation.pop("nothing")
+    variation = {}
+    if model.action_head is None:
+        probabilities = logs.exp()
+        variation = {
+            name: float((probabilities[i] - probabilities[0]).abs().sum() / 2)
+            for i, name in enumerate(names)
+            if i and name != "nothing"
+        }
+    noise = changes.pop("nothing")
     least = LEAST_CHANGE.get(model.dtype, LEAST_CHANGE[torch.bfloat16])
     threshold = max(NOISE_FACTOR * noise, least)
+    what = "log-probabilities" if model.action_head is None else "its head's numbers"
     blind = {name for name in changes if not changes[name] > threshold}
     broken += [
-        f"{name} changes no action (log-probabilities move by {changes[name]:.2g}, by "
+        f"{name} changes no action ({what} move by {changes[name]:.2g}, by "
         f"{noise:.2g} when nothing changes): " + _where_lost(model, debug, names.index(name), name)
         for name in changes
         if name in blind and name != "another text"
@@ -211,6 +212,24 @@ def check_sight(
         forwards=1 + (comparison.inputs if comparison else 0),
         seconds=time.perf_counter() - start,
     )
+
+
+def _first_token(
+    model: SpatialVLAForConditionalGeneration, debug: dict[str, Tensor]
+) -> Float[Tensor, "R V"]:
+    """Log-probabilities of the first action token, of each row."""
+    rows, tokens = model.config.action_slots[0], model.grid_tokens
+    hidden = debug["final_norm"][:, -1].float()
+    logits = tokens.soft_cap(F.linear(hidden, tokens.rows(rows).float()))
+    return logits.log_softmax(-1)
+
+
+def _of_head(
+    model: SpatialVLAForConditionalGeneration, inputs: dict[str, Tensor]
+) -> Float[Tensor, "R n"]:
+    """All that the head computes, of each row."""
+    assert model.action_head is not None
+    return model.action_head.raw(model.head_states(inputs)).float()
 
 
 def _probe(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..actions.grid import ActionGrid
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration, SpatialVLAOutput
+from ..policy.cells import ids_of, of_ids
 from .metrics import Tokens, action_tokens, sample_losses
 
 
@@ -78,35 +79,6 @@ def losses(
             row = slice(i, i + 1)
             found.append(head.loss(seen.states[row], batch["actions"][row], batch["valid"][row])[0])
     return torch.stack(found)
-
-
-@torch.no_grad()
-def predicted(
-    model: SpatialVLAForConditionalGeneration, prompt: dict[str, Tensor], grid: ActionGrid
-) -> tuple[np.ndarray, Float[np.ndarray, "B K A"]]:
-    """(cells (B, N) as absolute ids, normalised actions) of prompts, as on the robot."""
-    if model.action_head is None:
-        ids = model.predict_action(prompt)
-        return ids.cpu().numpy(), of_ids(ids, grid, model)
-    actions = model.predict_actions(prompt).float().cpu().numpy()
-    return ids_of(actions, grid, model).numpy(), actions
-
-
-def of_ids(
-    ids: Tensor, grid: ActionGrid, model: SpatialVLAForConditionalGeneration
-) -> Float[np.ndarray, "B K A"]:
-    """Normalised actions of absolute ids (B, N)."""
-    relative = ids.cpu().numpy().reshape(-1, grid.tokens) - model.config.action_token_begin_idx
-    return np.asarray(grid.decode(relative)).reshape(len(ids), -1, grid.dim)
-
-
-def ids_of(
-    actions: Float[np.ndarray, "B K A"], grid: ActionGrid, model: SpatialVLAForConditionalGeneration
-) -> Tensor:
-    """Absolute ids (B, N) of the cells of normalised actions; of the edge for those beyond it."""
-    relative = grid.encode(np.clip(actions.reshape(-1, actions.shape[-1]), -1, 1))
-    begin = model.config.action_token_begin_idx
-    return torch.as_tensor(relative).reshape(len(actions), -1) + begin
 
 
 def _devices(like: Tensor) -> list[torch.device]:

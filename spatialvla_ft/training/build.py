@@ -6,7 +6,6 @@ The datasets of a recipe: opened, filtered, with episodes held out.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,9 @@ import numpy as np
 import torch
 
 from ..actions.grid import ActionGrid
-from ..actions.grid_io import grid_to_dict, load_grid
+from ..actions.grid_io import load_grid
 from ..actions.layout import slots_of
 from ..actions.normalise import ActionStatistics
-from ..actions.spaces import ActionSpace
 from ..data.augment import Augment
 from ..data.cards.fields import CONTROL_HZ, RECORDED
 from ..data.mixtures import Opened, Part, excluded_datasets, find_mixture, open_mixture
@@ -29,9 +27,7 @@ from ..data.samples import SampleDataset
 from ..data.stats.fits import MixtureActions
 from ..depth.cache import DepthCache
 from ..depth.load import DeferredEstimator, DepthSpec
-from ..heads.registry import DEFAULT, build_head
 from ..models.checkpoint_files import refuse_out_of_reach
-from ..models.configuration_spatialvla import SpatialVLAConfig
 from ..models.lora import adapt_to_grid, fingerprint, spatial_rows
 from ..models.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from ..models.observation import ObservationLayout
@@ -40,6 +36,7 @@ from ..models.small import small_model, small_processor
 from ..near import no_checkpoint
 from ..policy.depth import SampleDepth
 from ..policy.inputs import Collator, DepthInput, takes_depth
+from .action_head import head_fields
 from .action_ranges import run_proprio, run_statistics
 from .depth_plan import keep_depth, plan_depth
 from .global_batch import process_count, with_accumulation
@@ -262,39 +259,6 @@ def observation_fields(layout: ObservationLayout) -> dict[str, Any]:
         "observation_window": layout.window,
         "proprio_dim": layout.proprio_dim,
     }
-
-
-def head_fields(recipe: Recipe, space: ActionSpace, grid: ActionGrid | None) -> dict[str, Any]:
-    """Config fields of the action head: the recipe's, else the base's for this data's actions.
-
-    None where the base's head stays as it is. `cells: grid` of a heatmap becomes the cells of the
-    run's grid.
-
-    Raises:
-        RecipeError: no such head, or a setting that it does not have.
-    """
-    asked, before = recipe.model.head, None
-    if recipe.model.base is not None and (Path(recipe.model.base) / "config.json").is_file():
-        found, _ = SpatialVLAConfig.get_config_dict(recipe.model.base)
-        before = found.get("action_head")
-    if asked is None and before is None:
-        return {}
-    settings = dict(before or {}) if asked is None else {"kind": asked.kind, **asked.settings}
-    if settings.get("kind", DEFAULT) == DEFAULT and set(settings) <= {"kind"}:
-        return {"action_head": None}
-    if settings.get("cells") == "grid" and grid is not None:
-        settings["cells"] = grid_to_dict(grid)
-    settings = json.loads(json.dumps({**settings, "space": space.to_dict()}))  # as it is kept
-    try:  # before weights are read: sizes of the model do not matter to what may be said
-        build_head(settings, 8, 1)
-    except ValueError as error:
-        raise RecipeError(f"model.head: {error}") from None
-    if asked is None and settings != before:
-        logger.warning(
-            "the base's head %r is for other actions: a new one starts from random numbers",
-            settings["kind"],
-        )
-    return {"action_head": settings}
 
 
 def known_grid(recipe: Recipe) -> ActionGrid | None:

@@ -56,11 +56,6 @@ class Head(BaseModel):
     kind: str
     """grid_tokens, voxel_heatmap, l1, linear_bins or flow; or one that your code registered."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All but the kind; the head itself knows which there are."""
-        return dict(self.model_extra or {})
-
 
 class Model(Section):
     """Where the weights come from: a checkpoint, or a new small model."""
@@ -69,8 +64,7 @@ class Model(Section):
     new: NewModel | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
     head: Head | None = None
-    """The action head; None keeps the base's. One that the base does not have starts from random
-    numbers and is trained whole."""
+    """None keeps the base's. A head that the base does not have is trained from random numbers."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Of the frozen weights under adapters; what is trained is float32 always."""
     quantisation: Literal["nf4"] | None = None

@@ -21,8 +21,9 @@ from ..actions.reconstruction import fixed_dimensions
 from ..data.sample import Sample
 from ..data.sampler import evenly_spaced
 from ..data.samples import SampleDataset
+from ..policy.cells import predicted
 from ..policy.inputs import Collator
-from .answers import Answers, answers, losses, predicted
+from .answers import Answers, answers, losses
 from .collapse import CollapseWatch, Predictions, collapsed, lenders, spread_metrics
 from .metrics import Totals
 from .run import Run

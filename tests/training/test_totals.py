@@ -13,7 +13,7 @@ from tiny_world import CHUNK, NAME, tiny_inputs, tiny_model, tiny_processor
 
 from spatialvla_ft.actions.normalise import ActionStatistics, unnormalise
 from spatialvla_ft.actions.spaces import end_effector_delta, two_arms_delta
-from spatialvla_ft.training.answers import of_ids
+from spatialvla_ft.policy.cells import of_ids
 from spatialvla_ft.training.build import build
 from spatialvla_ft.training.loop import train
 from spatialvla_ft.training.metrics import (
