@@ -127,10 +127,8 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Tok
 
     def new_head(self) -> ActionHead | None:
         """The head of the config from random numbers; None for grid tokens, the tables above."""
-        config = self.config
-        return build_head(
-            config.action_head, config.text_config.hidden_size, config.action_chunk_size
-        )
+        config, size = self.config, self.config.text_config.hidden_size
+        return build_head(config.action_head, size, config.action_chunk_size)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -294,9 +292,8 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Tok
                 token_type_ids = suffix_from_ids(input_ids, *self.config.action_ids)
         if debug is not None:
             scale = torch.tensor(self.grid_tokens.scale, dtype=inputs_embeds.dtype)
-            debug["inputs_embeds"] = inputs_embeds / scale
-            if features is not None:
-                debug["image_features"] = features / scale
+            parts = {"inputs_embeds": inputs_embeds, "image_features": features}
+            debug.update({n: part / scale for n, part in parts.items() if part is not None})
         learns = labels is not None or actions is not None
         head = self.action_head if learns else None
         if head is not None:
@@ -314,10 +311,9 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Tok
             use_cache=False if use_cache is None and learns else use_cache,
             **kwargs,
         )
-        hidden = outputs.last_hidden_state
+        hidden, metrics, logits, states = outputs.last_hidden_state, None, None, None
         if debug is not None:
             debug["final_norm"] = hidden
-        metrics = logits = states = None
         if head is None:
             loss, logits = self.grid_tokens.loss_and_logits(
                 hidden, labels, logits_to_keep, self.config.ignore_index
@@ -403,7 +399,6 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Tok
         if self.action_head is not None:
             raise ValueError(f"head {self.action_head.kind!r} has no tokens: use predict_actions")
         refuse_kernel(self.language_model.config._attn_implementation)
-        # A model that is being trained in shares knows that it is slow; others may want to know.
         sharded = any(base.__name__ == "FSDPModule" for base in type(self).__mro__)
         return greedy(self.token_writer, inputs, self.embed_inputs, self.hidden_states, not sharded)
 
@@ -418,11 +413,9 @@ class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, Tok
     ) -> Prediction:
         """A chunk of NORMALISED actions by the model's own head, and how sure it is of them.
 
-        Args:
-            inputs: what the processor returns for a picture and an instruction (no labels).
-            mode: how to predict, of heads that have more than one way.
-            grid: what grid tokens mean; None takes that of the checkpoint's processor.
-            **asked: of heads that have more to tell, e.g. maps=True of `voxel_heatmap`.
+        Inputs are as in `predict_action`; `mode` is for heads that have more than one way; `grid`
+        says what grid tokens mean, None takes that of the checkpoint's processor; `asked` is for
+        heads that have more to tell, e.g. maps=True of `voxel_heatmap`.
         """
         if self.action_head is None:
             ids = self.predict_action(inputs)

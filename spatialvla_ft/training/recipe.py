@@ -2,8 +2,6 @@
 
 Unknown keys, wrong types and contradictions are reported all at once, with file and line;
 `key.sub=value` overrides take the same path. A recipe may build on another: `extends: other.yaml`.
-
-The sections of a recipe: every field with its default, and what contradicts what.
 """
 
 from __future__ import annotations
@@ -49,12 +47,10 @@ class NewModel(Section):
 
 
 class Head(BaseModel):
-    """What turns hidden states into actions, and its settings (see docs/heads.md)."""
+    """What turns hidden states into actions: a kind, and settings of that kind (docs/heads.md)."""
 
     model_config = ConfigDict(extra="allow")
-
     kind: str
-    """grid_tokens, voxel_heatmap, l1, linear_bins or flow; or one that your code registered."""
 
 
 class Model(Section):
@@ -64,7 +60,7 @@ class Model(Section):
     new: NewModel | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
     head: Head | None = None
-    """None keeps the base's. A head that the base does not have is trained from random numbers."""
+    """None keeps the base's. One that the base does not have begins with random numbers."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Of the frozen weights under adapters; what is trained is float32 always."""
     quantisation: Literal["nf4"] | None = None
@@ -334,22 +330,18 @@ class Train(Section):
     """Weigh the tokens of translation, rotation and gripper; None counts all alike."""
     precision: Literal["float32", "bf16"] = "float32"
     sharding: Literal["none", "fsdp2", "zero1", "zero2"] = "none"
-    """What several processes share to save memory: nothing, everything (FSDP2), or by DeepSpeed the
-    optimiser's states (zero1) and gradients (zero2)."""
+    """What processes share to save memory: all (FSDP2), or by DeepSpeed the optimiser's states
+    (zero1) and gradients (zero2)."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Added to DeepSpeed's configuration, e.g. {zero_optimization: {offload_optimizer: ...}}."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     freeze: list[str] | None = None
-    """Parameter names, or their beginnings, that stay as they are (full training only).
-
-    None leaves it to the base, whose config may say `frozen_parameters`: a base that
-    `init-base` made names its text embeddings. [] trains everything."""
+    """Names, or their beginnings, that stay as they are (full training only); [] trains everything.
+    None leaves it to the base, whose config may say `frozen_parameters` (`init-base`)."""
     only: list[str] | None = Field(None, min_length=1)
-    """Parameter names, or their beginnings, that are trained; all else stays (no lora, no freeze).
-
-    The paper's spatial embedding adaptation alone: [spatial_embed_tokens, position_embedding_3d].
-    """
+    """Names, or their beginnings, of what is trained; all else stays (no lora, no freeze). The paper's
+    spatial embedding adaptation alone: [spatial_embed_tokens, position_embedding_3d]."""
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=1)
@@ -402,7 +394,7 @@ class Recipe(Section):
                 "train.only is for training without adapters; with lora, name modules that are "
                 "trained whole in lora.train_whole, and remove train.only"
             )
-        if self.train.only is not None and self.train.freeze is not None:
+        if None not in (self.train.only, self.train.freeze):
             raise ValueError("set at most one of train.only and train.freeze")
         if self.model.quantisation is not None and self.lora is None:
             raise ValueError(
