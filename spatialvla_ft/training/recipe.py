@@ -340,8 +340,8 @@ class Train(Section):
     """Names, or their beginnings, that stay as they are (full training only); [] trains everything.
     None leaves it to the base, whose config may say `frozen_parameters` (`init-base`)."""
     only: list[str] | None = Field(None, min_length=1)
-    """Names, or their beginnings, of what is trained; all else stays (no lora, no freeze). The paper's
-    spatial embedding adaptation alone: [spatial_embed_tokens, position_embedding_3d]."""
+    """Names, or their beginnings, of what alone is trained (no lora, no freeze). The paper's
+    spatial embedding adaptation: [spatial_embed_tokens, position_embedding_3d]."""
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=1)
