@@ -16,8 +16,11 @@ from .attention import generation_masks
 from .observation import OBSERVATION_INPUTS
 
 
-class TokenGeneration(GenerationMixin):
-    """`generate` over a prompt with pictures and a causal suffix."""
+class TokenGenerationMixin(GenerationMixin):
+    """`generate` over a prompt with pictures and a causal suffix.
+
+    transformers finds out by the name of a base whether a model generates: it must end so.
+    """
 
     create_masks_for_generate = staticmethod(generation_masks)
 

@@ -44,7 +44,7 @@ from .attention import (
 )
 from .configuration_spatialvla import SpatialVLAConfig
 from .ego3d import Ego3DPositionEmbedding
-from .generation import TokenGeneration
+from .generation import TokenGenerationMixin
 from .loading import CheckpointLoading
 from .observation import (
     ConvStem,
@@ -70,7 +70,7 @@ class SpatialVLAOutput(ModelOutput):
     debug: dict[str, Tensor] | None = None  # by the names of the golden data, on request
 
 
-class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, TokenGeneration):
+class SpatialVLAForConditionalGeneration(CheckpointLoading, PreTrainedModel, TokenGenerationMixin):
     """Picture, instruction and camera in; action tokens out."""
 
     config_class = SpatialVLAConfig
