@@ -80,7 +80,7 @@ class LinearBins(ParallelHead):
         """Middles of the best bins, or their expectation, and one standard deviation."""
         moves, grippers = self.logits(hidden)
         centres, chance = self.centres(moves.device), moves.softmax(-1)
-        mean = chance @ centres
-        spread = (chance @ centres.square() - mean.square()).clamp_min(0).sqrt()
+        mean = (chance * centres).sum(-1)  # no matrix product: autocast would round it
+        spread = ((chance * centres.square()).sum(-1) - mean.square()).clamp_min(0).sqrt()
         found = mean if mode == "expectation" else centres[moves.argmax(-1)]
         return Prediction(self.whole(found, grippers), self.whole_spread(spread, grippers))

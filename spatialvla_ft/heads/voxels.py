@@ -15,8 +15,9 @@ Shape letters: n points, d axes (1 to 3), C cells, X, Y, Z cells along an axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -34,6 +35,17 @@ WINDOW = 2.5
 """Half side of the window of `local`, in sigmas: 99 % of a soft target lies in it."""
 WINDOW_CELLS = 2
 """The same in cells, where there is no sigma: 5 cells a side."""
+
+
+def in_float32(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Also under autocast, which would have the sums over cells in bfloat16."""
+
+    @wraps(work)
+    def exact(self: Any, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(logits.device.type, enabled=False):
+            return work(self, logits.float(), *args, **kwargs)
+
+    return exact
 
 
 class Cells(Protocol):
@@ -86,7 +98,7 @@ class VoxelGrid:
         pad: float = 0.0,
         periodic: Sequence[bool] | None = None,
     ) -> None:
-        cells = tuple(int(n) for n in bins)
+        cells = tuple(int(n) if float(n).is_integer() else 0 for n in bins)
         turns = (False,) * len(cells) if periodic is None else tuple(bool(p) for p in periodic)
         if not 1 <= len(cells) <= 3 or min(cells) < 2:
             raise ValueError(f"bins must be 1 to 3 numbers of at least 2, got {tuple(bins)}")
@@ -158,11 +170,15 @@ class VoxelGrid:
         Raises:
             ValueError: another shape, NaN, or no such mode.
         """
-        rows = torch.as_tensor(logits)
+        rows = _tensor(logits)
         if tuple(rows.shape[1:]) != self.bins:
             raise ValueError(f"logits must be (n, {self.bins}), got {tuple(rows.shape)}")
         if bool(torch.isnan(rows).any()):
             raise ValueError(f"logits hold NaN in row {_first_bad(torch.isnan(rows))}")
+        best = rows.flatten(1).amax(-1) if len(rows) else rows.flatten(1).sum(-1)
+        if bool(torch.isinf(best).any()):
+            row = _first_bad(torch.isinf(best)[:, None])
+            raise ValueError(f"logits of row {row} have no best cell: the greatest is {best[row]}")
         points, _ = self.read(rows.flatten(1), mode, reach)
         return points if isinstance(logits, Tensor) else points.numpy()
 
@@ -172,11 +188,11 @@ class VoxelGrid:
         """Centre of every cell, in the order of the logits."""
         return np.stack(np.meshgrid(*self.centres, indexing="ij"), -1).reshape(-1, self.dim)
 
+    @in_float32
     def soft_target(
         self, logits: Float[Tensor, "n C"], points: Float[Tensor, "n d"], sigma: float
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """(cross entropy with the soft target of the points, entropy of that target), nats."""
-        logits = logits.float()
         axes = self._along(points.float(), sigma)
         told = logits.view(-1, *self.bins)
         for along in reversed(axes):  # the last axis first: what is left shrinks the fastest
@@ -184,12 +200,13 @@ class VoxelGrid:
         entropy = sum(torch.special.entr(along).sum(-1) for along in axes)
         return logits.logsumexp(-1) - told, entropy
 
+    @in_float32
     def read(
         self, logits: Float[Tensor, "n C"], mode: Mode, reach: float | None
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """(points, standard deviation of the whole distribution along each axis)."""
         check_mode(mode)
-        chance = logits.float().softmax(-1)
+        chance = logits.softmax(-1)
         centres = self._tensors(chance.device)
         best = self._centres_of(chance.argmax(-1), centres)
         volume = chance.view(-1, *self.bins)
@@ -218,7 +235,7 @@ class VoxelGrid:
         return [torch.as_tensor(c, dtype=torch.float32, device=device) for c in self.centres]
 
     def _points(self, points: Any) -> Float[Tensor, "n d"]:
-        rows = torch.as_tensor(points, dtype=torch.float32)
+        rows = _tensor(points).float()
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise ValueError(f"points must be (n, {self.dim}), got {tuple(rows.shape)}")
         if not bool(torch.isfinite(rows).all()):
@@ -248,7 +265,9 @@ class VoxelGrid:
     def _outer(axes: Sequence[Tensor]) -> Tensor:
         product = axes[0]
         for along in axes[1:]:
-            product = product[..., None] * along.view(len(along), *(1,) * (product.ndim - 1), -1)
+            product = product[..., None] * along.view(
+                len(along), *(1,) * (product.ndim - 1), along.shape[1]
+            )
         return product
 
     def _centres_of(self, cells: Tensor, centres: Sequence[Tensor]) -> Float[Tensor, "n d"]:
@@ -312,25 +331,31 @@ class Scattered:
     def _tensor(self, device: torch.device) -> Float[Tensor, "C d"]:
         return torch.as_tensor(self.centres, dtype=torch.float32, device=device)
 
+    @in_float32
     def soft_target(
         self, logits: Float[Tensor, "n C"], points: Float[Tensor, "n d"], sigma: float
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """(cross entropy with the soft target of the points, entropy of that target), nats."""
-        squared = torch.cdist(points.float(), self._tensor(logits.device)).square()
+        # By differences: of squares that are subtracted, near cells keep no digit.
+        squared = torch.cdist(
+            points.float(),
+            self._tensor(logits.device),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        ).square()
         if sigma == 0:
             target = torch.zeros_like(squared).scatter_(1, squared.argmin(1, True), 1.0)
         else:
             target = (-squared / (2 * sigma**2)).softmax(-1)
-        logits = logits.float()
         told = (logits * target).sum(-1)
         return logits.logsumexp(-1) - told, torch.special.entr(target).sum(-1)
 
+    @in_float32
     def read(
         self, logits: Float[Tensor, "n C"], mode: Mode, reach: float | None
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """(points, standard deviation of the whole distribution along each axis)."""
         check_mode(mode)
-        chance, centres = logits.float().softmax(-1), self._tensor(logits.device)
+        chance, centres = logits.softmax(-1), self._tensor(logits.device)
         best = centres[chance.argmax(-1)]
         mean = chance @ centres
         spread = (chance @ centres.square() - mean.square()).clamp_min(0).sqrt()
@@ -368,6 +393,11 @@ def _sigma(sigma: float) -> float:
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma must be 0 or more, got {sigma}")
     return float(sigma)
+
+
+def _tensor(values: Any) -> Tensor:
+    """Of arrays of any kind, those that are read-only or run backwards too."""
+    return values if isinstance(values, Tensor) else torch.tensor(np.array(values))
 
 
 def _marginal(volume: Tensor, axis: int) -> Float[Tensor, "n X"]:
