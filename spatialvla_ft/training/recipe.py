@@ -59,7 +59,7 @@ class Model(Section):
     base: str | None = None
     new: NewModel | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
-    head: Head | None = None
+    head: Head | None = Field(None, exclude_if=lambda head: head is None)  # as before heads
     """None keeps the base's. One that the base does not have begins with random numbers."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Of the frozen weights under adapters; what is trained is float32 always."""

@@ -390,7 +390,8 @@ def test_cells_of_a_hair_apart_are_told_apart():
         [rng(6).uniform(-1, 1, (40, 3)), [[0.9, 0.9, 0.9], [0.9, 0.9, 0.9002]]]
     )
     cells = Scattered(centres)
-    points = torch.as_tensor([*np.repeat(centres[-2:], 20, 0), 0, 0, 2e-05])
+    off = np.array([0, 0, 2e-5])
+    points = torch.as_tensor(np.repeat(centres[-2:], 20, 0) + off)
     logits = torch.eye(42)[[40] * 20 + [41] * 20] * 50
     cross, _ = cells.soft_target(logits, points, 0.0)
     torch.testing.assert_close(cross, torch.zeros(40), rtol=0, atol=1e-5)
