@@ -280,7 +280,7 @@ class VoxelGrid:
         turn = 2 * math.pi / (self.high - self.low)
         angle = (centres - self.low) * turn
         around = torch.atan2(side @ angle.sin(), side @ angle.cos())
-        return torch.remainder(around, 2 * math.pi) / turn + self.low
+        return self._wrapped(around / turn + self.low)
 
     def _spread(self, axis: int, side: Tensor, centres: Tensor, mean: Tensor) -> Tensor:
         away = self._apart(axis, centres, mean[:, None])
@@ -306,8 +306,12 @@ class VoxelGrid:
         if not any(self.periodic):
             return points
         turns = torch.tensor(self.periodic, device=points.device)
-        wrapped = torch.remainder(points - self.low, self.high - self.low) + self.low
-        return torch.where(turns, wrapped, points)
+        return torch.where(turns, self._wrapped(points), points)
+
+    def _wrapped(self, points: Tensor) -> Tensor:
+        """Into [low, high); what is a hair below low would be rounded to high."""
+        found = torch.remainder(points - self.low, self.high - self.low) + self.low
+        return torch.where(found < self.high, found, self.low)
 
 
 class Scattered:

@@ -294,6 +294,18 @@ def test_a_periodic_axis_goes_round():
     assert abs(straight.decode(logits, "expectation")[0, 0]) < 1.5
 
 
+@pytest.mark.parametrize(("low", "high", "bins"), [(-1, 1, 16), (0, 1, 8), (-PI, PI, 24)])
+def test_means_at_the_seam_stay_below_its_upper_side(low, high, bins):
+    """Rounding puts them on either side of it."""
+    grid = VoxelGrid((bins,), low=low, high=high, periodic=(True,))
+    logits = torch.full((500, bins), -30.0)
+    logits[:, [0, 1, -1]] = torch.tensor(rng().normal(size=(500, 1)) * 3).float()
+    for mode in ("expectation", "local"):
+        found = grid.decode(logits, mode)
+        assert float(found.min()) >= low - 1e-6
+        assert bool((found < high).all())
+
+
 # ---------------------------------------------------------------- what is refused, what is taken
 
 
