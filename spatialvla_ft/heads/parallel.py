@@ -121,9 +121,12 @@ class ParallelHead(ActionHead):
     def whole(
         self, moves: Float[Tensor, "B K M"], gripper_logits: Float[Tensor, "B K G"]
     ) -> Float[Tensor, "B K A"]:
-        """Moves and grippers in the order of the action, float32; grippers 0 or 1."""
+        """Moves and grippers in the order of the action, float32; grippers 0 or 1.
+
+        Moves are within [-1, 1], as all that was learnt from is: beyond lies no recorded action.
+        """
         found = moves.new_empty(*moves.shape[:2], self.sizes.space.dim, dtype=torch.float32)
-        found[..., self.moves] = moves.float()
+        found[..., self.moves] = moves.float().clamp(-1, 1)
         found[..., self.grippers] = (gripper_logits > 0).float()
         return found
 
