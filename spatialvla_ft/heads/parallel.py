@@ -113,6 +113,8 @@ class ParallelHead(ActionHead):
             return logits.sum() * 0.0, {}
         wanted = actions[..., self.grippers].float().clamp(0, 1)
         counts = None if valid is None else valid[..., self.grippers]
+        if counts is not None:  # what does not count may hold anything
+            wanted = torch.where(counts, wanted, 0.0)
         logits = logits.float()
         losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         right = ((logits > 0) == (wanted > 0.5)).float()
