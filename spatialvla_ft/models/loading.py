@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from ..heads.registry import DEFAULT
+from ..heads.registry import DEFAULT, build_head
 from .action_tables import joined_weights
 from .attention import refuse_kernel, text_kernel
 from .checkpoint_files import (
@@ -76,24 +77,26 @@ def missing_from(
     return [name for name in missing if not name.startswith(tuple(added))]
 
 
-def head_is_another(
-    own: Mapping[str, Any], config: SpatialVLAConfig, problems: Mapping[str, Any]
-) -> bool:
+def head_is_another(own: Mapping[str, Any], config: SpatialVLAConfig) -> bool:
     """Whether the caller asks for an action head that the checkpoint does not hold.
 
-    One of another kind always is; one of other settings where its weights do not fit.
+    One of another kind always is; one of other settings where these give it other weights. What
+    the file lacks is no matter here: a checkpoint that is incomplete has the head it says it has.
     """
-    before, now = (own.get("action_head") or {}), (config.action_head or {})
+    before, now = own.get("action_head"), config.action_head
     if before == now:
         return False
-    if before.get("kind", DEFAULT) != now.get("kind", DEFAULT):
+    kinds = [(settings or {}).get("kind", DEFAULT) for settings in (before, now)]
+    if kinds[0] != kinds[1]:
         return True
-    return any(name.startswith(HEAD) for name in _names(problems))
-
-
-def _names(problems: Mapping[str, Any]) -> list[str]:
-    """Of all weights that did not load as they should; mismatched ones come with their shapes."""
-    return [one if isinstance(one, str) else one[0] for found in problems.values() for one in found]
+    size, chunk = config.text_config.hidden_size, config.action_chunk_size
+    with torch.device("meta"):
+        heads = [build_head(settings, size, chunk) for settings in (before, now)]
+    shapes = [
+        {} if head is None else {name: value.shape for name, value in head.state_dict().items()}
+        for head in heads
+    ]
+    return shapes[0] != shapes[1]
 
 
 def released_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -169,8 +172,11 @@ class CheckpointLoading(PreTrainedModel):
         problems = {k: () if k in accepted else v for k, v in info.items()}
         own, _ = SpatialVLAConfig.get_config_dict(pretrained_model_name_or_path, **hub)
         problems["missing_keys"] = missing_from(own, model.config, problems["missing_keys"])
-        if head_is_another(own, model.config, info):  # from random numbers, all of it
-            model.action_head = model.new_head().to(model.dtype) if model.action_head else None
+        if head_is_another(own, model.config):  # from random numbers, all of it
+            head = model.new_head()
+            if head is not None:
+                head = head.to(model.device, model.dtype).train(model.training)
+            model.action_head = head
             problems = {
                 kind: [x for x in found if not (x if isinstance(x, str) else x[0]).startswith(HEAD)]
                 for kind, found in problems.items()

@@ -49,7 +49,7 @@ class Replay:
 
     Attributes:
         seed, instruction: which episode.
-        success, wrong_object: how the replay ended.
+        success, wrong_object, collided: how the replay ended.
         as_recorded: the replay took as many steps and ended as the evaluation says.
         frames: pictures for people: before the first action and after each.
         image: what the policy saw first.
@@ -68,6 +68,7 @@ class Replay:
     depth: Float32[np.ndarray, "h w"]
     intrinsics: Float64[np.ndarray, "3 3"]
     control_hz: float
+    collided: bool = False
 
     @property
     def seconds(self) -> float:
@@ -79,6 +80,8 @@ class Replay:
         """How it ended, in words."""
         if self.success:
             return f"solved after {self.seconds:.1f} s"
+        if self.collided:
+            return f"hit the post after {self.seconds:.1f} s"
         if self.wrong_object:
             return f"wrong block after {self.seconds:.1f} s"
         return f"not solved in {self.seconds:.0f} s"
@@ -134,10 +137,10 @@ def _play_one(episode: Episode, size: int, renderer: object) -> Replay:
         return np.asarray(Image.fromarray(fine).reduce(FINER))
 
     frames = [seen()]
-    success = wrong_object = False
+    success = wrong_object = collided = False
     for action in episode.part.traces[seed]:
         done = env.step(np.array(action))
-        success, wrong_object = done.success, done.wrong_object
+        success, wrong_object, collided = done.success, done.wrong_object, done.collided
         frames.append(seen())
     recorded = next(result for result in episode.part.results if result.seed == seed)
     ended = (success, wrong_object, env.steps)
@@ -152,6 +155,7 @@ def _play_one(episode: Episode, size: int, renderer: object) -> Replay:
         depth=first.depth[camera],
         intrinsics=first.intrinsics[camera],
         control_hz=env.robot.control_hz,
+        collided=collided,
     )
 
 
