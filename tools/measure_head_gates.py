@@ -64,7 +64,7 @@ class Task:
 
 
 def vector_task(count: int, ways: int, seed: int) -> Task:
-    """Latent actions in [-0.9, 0.9]^3 and two nuisances, mixed; a second way is its mirror image."""
+    """Latent actions in [-0.9, 0.9]^3 and two nuisances, mixed; a second way mirrors it."""
     fixed = torch.Generator().manual_seed(1234)
     mix = [torch.randn(5, 48, generator=fixed) / 5**0.5, torch.randn(48, 32, generator=fixed) / 7]
     own = torch.Generator().manual_seed(seed)

@@ -70,7 +70,8 @@ def check_robot(
             from spatialvla_ft.viz.robot_check import steps_to_draw, write_robot_check
 
             drawn = steps_to_draw(data, predicted, camera=shown)
-            write_robot_check(check, drawn, predicted, out)
+            sure = _sure(model, processor, drawn, predicted.unnorm_key, shown)
+            write_robot_check(check, drawn, predicted, out, sure)
     if as_json:
         typer.echo(json.dumps(check.to_dict()))
         return
@@ -78,6 +79,28 @@ def check_robot(
     _show(check, console)
     if out is not None:
         console.print(f"page: {out}", soft_wrap=True)
+
+
+def _sure(model, processor, drawn, unnorm_key, camera):
+    """The first drawn step with its heatmap; None where there is no such thing."""
+    from spatialvla_ft.policy.prediction import predict_chunk
+    from spatialvla_ft.viz.prediction import Scene, plot_prediction
+
+    head = model.action_head
+    if head is None or not head.has_maps or not drawn or drawn[0].image is None:
+        return None
+    sample = drawn[0].sample
+    chunk = predict_chunk(
+        model, processor, sample.observations, sample.instruction, unnorm_key=unnorm_key
+    )
+    scene = Scene(
+        drawn[0].image,
+        None if sample.depth is None else sample.depth.get(camera),
+        sample.intrinsics[camera],
+        sample.extrinsics.get(camera),
+        drawn[0].tool,
+    )
+    return plot_prediction(scene, chunk, sample.instruction)
 
 
 def _show(check: RobotCheck, console) -> None:

@@ -200,7 +200,7 @@ def _motion(axes: Any, chunk: PredictedChunk, where: slice) -> None:
             *cells.T, c=shade, cmap=HEAT, vmin=0, vmax=1, s=4 + 26 * shade, alpha=faint(shade),
             lw=0, depthshade=False, zorder=2,
         )  # fmt: skip
-        bar = axes.figure.colorbar(marks, ax=axes, shrink=0.55, pad=0.09)
+        bar = axes.figure.colorbar(marks, ax=axes, shrink=0.55, pad=0.17)
         bar.set_label("probability of a cell, of the best one's", fontsize=8.5)
         bar.ax.tick_params(labelsize=8)
         drawn.append(cells)

@@ -119,9 +119,21 @@ def steps_to_draw(
 
 
 def write_robot_check(
-    check: RobotCheck, drawn: Sequence[Drawn], predicted: Predicted, out: Path
+    check: RobotCheck,
+    drawn: Sequence[Drawn],
+    predicted: Predicted,
+    out: Path,
+    sure: Figure | None = None,
 ) -> Path:
-    """Write the page; returns its path."""
+    """Write the page; returns its path.
+
+    Args:
+        check: what was found.
+        drawn: steps that are drawn.
+        predicted: all steps.
+        out: file of HTML.
+        sure: a prediction with its heatmap (`viz/prediction.py`), of heads that have one.
+    """
     space = predicted.samples[0].action_space
     untold = f" {escape(', '.join(check.untold))} cannot be told." if check.untold else ""
     verdict = paragraph(
@@ -142,6 +154,7 @@ def write_robot_check(
         section("What looks wrong", f"<ul>{warnings}</ul>") if warnings else "",
         _axes(check),
         _pictures(drawn, space),
+        "" if sure is None else _sure(sure),
         _scatter(check, predicted, space),
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +199,18 @@ def facts(check: RobotCheck) -> list[str]:
         but = f", but not in {', '.join(wrong)}" if wrong else ""
         lines.append(f"the recorded tool moves as the recorded actions say{but}")
     return lines
+
+
+def _sure(figure: Figure) -> str:
+    return section(
+        "Where it wants to go, and how sure it is",
+        paragraph(
+            "The first of the steps above: the motion among the points that the policy sees, with "
+            "the probability of its head's cells, and the space of that motion by itself. One dark "
+            "spot is a policy that is sure; two are two ways, of which it takes one."
+        ),
+        picture(figure_uri(figure), "A prediction with its heatmap over the scene", kind="pan"),
+    )
 
 
 def _axes(check: RobotCheck) -> str:
