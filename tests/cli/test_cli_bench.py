@@ -13,6 +13,7 @@ from spatialvla_ft.bench import depth as depth_bench
 from spatialvla_ft.bench.figures import Figure
 from spatialvla_ft.cli.bench import _value
 from spatialvla_ft.cli.main import app
+from spatialvla_ft.heads.registry import HEADS
 from spatialvla_ft.memory.sizes import bench_config, check_size
 
 ROWS = {
@@ -21,6 +22,9 @@ ROWS = {
         *("chunk", "chunk rate", "action rate", "copy", "product", "floor", "chunk over floor"),
         *("weights", "peak", "4b on a GPU"),
         *(f"floor of {stage}" for stage in ("depth", "vision", "prefill", "decode", "head")),
+        *(f"chunk rate of {kind}" for kind in HEADS),
+        *(f"{kind} / grid_tokens" for kind in HEADS if kind != "grid_tokens"),
+        "voxel_heatmap, low rank / grid_tokens",
     },
     "train-logits": {
         *(f"{head}, {rows}" for head in ("frozen", "trained") for rows in ("labels", "all")),
@@ -33,6 +37,7 @@ ROWS = {
             for what in ("step", "rate", "utilisation", "peak")
         ),
         *("trained", "arithmetic", "step ratio", "peak ratio", "product", "4b on a GPU"),
+        *(f"rate of {kind}" for kind in HEADS),
     },
     "codec": {
         *("encode, float64", "encode, float32", "decode", "decode a chunk"),

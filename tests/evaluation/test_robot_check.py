@@ -22,6 +22,7 @@ from spatialvla_ft.data.stats.statistics import dataset_statistics
 from spatialvla_ft.evaluation.motion_match import match_axes
 from spatialvla_ft.evaluation.robot_check import check_motions, tool_motion
 from spatialvla_ft.models.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from spatialvla_ft.models.processing_spatialvla import SpatialVLAProcessor
 from spatialvla_ft.models.small import small_processor
 from spatialvla_ft.policy.inputs import Collator
 from spatialvla_ft.viz import robot_check as page
@@ -243,6 +244,23 @@ def test_the_right_card_is_fine(knowing, recording, monkeypatch, tmp_path):
     assert text.count("data:image/png") == page.SHOWN + 1
     assert "the recorded tool moves as the recorded actions say</li>" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
+
+
+def test_a_heatmap_is_on_the_page(knowing, recording, tmp_path):
+    """Whatever it predicts: of a head with cells the page shows where they are likely."""
+    folder, _ = knowing
+    head = {"kind": "voxel_heatmap", "bins": {"translation": [6, 6, 4], "rotation": [4, 4, 4]}}
+    torch.manual_seed(0)
+    load = SpatialVLAForConditionalGeneration.from_pretrained
+    load(folder, action_head=head).save_pretrained(tmp_path / "model")
+    SpatialVLAProcessor.from_pretrained(folder).save_pretrained(tmp_path / "model")
+    out = tmp_path / "page.html"
+    command = ["check-robot", tmp_path / "model", recording, "--steps", 12, "--out", out]
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    assert done.exit_code == 0, done.output
+    text = out.read_text()
+    assert "Where it wants to go, and how sure it is" in text
+    assert "A prediction with its heatmap over the scene" in text
 
 
 @pytest.mark.parametrize(
