@@ -189,7 +189,7 @@ class Map(nn.Module):
 
 
 def trained(policy: Any, task: Task, seed: int, steps: int, batch: int) -> Any:
-    """By AdamW with a cosine; every step draws which good action a demonstration shows."""
+    """By AdamW with a cosine; which good action a demonstration shows is drawn once."""
     own = torch.Generator().manual_seed(seed)
     shown = torch.randint(task.good.shape[1], (len(task.inputs),), generator=own)
     labels = task.good[torch.arange(len(shown)), shown]
@@ -296,6 +296,12 @@ def report(lines: list[dict[str, Any]], say: Callable[[str], None] = print) -> b
         found = [100 * r["success"] for r in lines if (r["kind"], r["head"]) == (kind, head)]
         told = f"{fmean(found):5.1f} % ({min(found):.1f} to {max(found):.1f})"
         say(f"{task:7} {kind:20} {head:22} {told}")
+    one = "1 good, 100 shown"
+    gap = [
+        100 * fmean(r["success"] for r in lines if (r["kind"], r["head"]) == (one, head))
+        for head in ("l1", "heatmap, expectation")
+    ]
+    say(f"one way: l1 is {gap[0] - gap[1]:+.1f} points beside the heatmap's expectation")
     held = gates(lines)
     for name, (points, holds) in held.items():
         say(f"{'holds' if holds else 'DOES NOT HOLD'}: {name} ({points:.1f})")

@@ -81,6 +81,10 @@ class VoxelHeatmap(ParallelHead):
         self.sigma = float(sigma)
         self.pad = WINDOW * self.sigma if pad is None else pad
         self.mapped: list[Slot] = [slot for slot in self.slots if slot.shape != "switch"]
+        idle = {"bins": bins, "periodic": periodic, "maps": maps != "full"}
+        if cells is not None and any(idle.values()):
+            names = [name for name, value in idle.items() if value]
+            raise ValueError(f"cells say themselves where they lie: leave out {', '.join(names)}")
         grid = None if cells is None else grid_from_dict(cells)
         if grid is not None and grid.slots != self.slots:
             raise ValueError(

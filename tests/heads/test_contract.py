@@ -9,6 +9,8 @@ from tiny_world import CHUNK, actions, tiny_inputs, tiny_model, tiny_processor
 
 import spatialvla_ft.models.modeling_spatialvla as modeling
 from spatialvla_ft import SpatialVLAForConditionalGeneration
+from spatialvla_ft.actions.grid import ActionGrid
+from spatialvla_ft.actions.grid_io import grid_to_dict
 from spatialvla_ft.actions.layout import slots_of
 from spatialvla_ft.actions.spaces import (
     end_effector_delta,
@@ -39,6 +41,7 @@ SPACES = {
     "no rotation": translation_delta(),
 }
 HIDDEN, BATCH = 24, 3
+GRID = grid_to_dict(ActionGrid.uniform(bins=(4, 4, 3, 3, 3, 3, 2)))
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -129,6 +132,19 @@ def test_rows_do_not_depend_on_their_batch(kind, space):
     assert raw.shape[0] == BATCH
     assert raw.dtype == torch.float32
     assert (raw[0] - head.raw(states(head, seed=9))[0]).abs().max() > 1e-3
+
+
+def test_a_heatmap_over_the_cells_of_a_grid():
+    """Those of polar translations are points: targets, answers and sizes follow them."""
+    head = made("voxel_heatmap", SPACES["one arm"], bins=None, cells=GRID)
+    assert [cells.size for cells in head.cells] == [4 * 4 * 3, 3 * 3 * 3]
+    found = head.predict(states(head), maps=True)
+    assert found.chances["translation"].shape == (BATCH, 2, 48)
+    best = found.chances["translation"].argmax(-1)
+    points = torch.as_tensor(head.cells[0].points(), dtype=torch.float32)
+    chosen = head.predict(states(head), "argmax").actions[..., :3]
+    torch.testing.assert_close(chosen, points[best].clamp(-1, 1))
+    loss_of(head, states(head), targets(SPACES["one arm"]))[0].backward()
 
 
 @each_kind
@@ -348,6 +364,10 @@ def test_a_checkpoint_that_lacks_some_of_it_is_refused(processor, kind, tmp_path
         ({"kind": "voxel_heatmap", "periodic": ["yawn"]}, r"periodic names \['yawn'\]; an action"),
         ({"kind": "voxel_heatmap", "bins": {"turn": [4]}}, r"bins names \['turn'\]; it knows"),
         ({"kind": "voxel_heatmap", "bins": {"rotation": [4]}}, "bins of rotation must be 3"),
+        (
+            {"kind": "voxel_heatmap", "cells": GRID, "maps": "low_rank"},
+            "cells say themselves where they lie: leave out maps",
+        ),
         ({"kind": "linear_bins", "bins": 1}, "bins must be 2 or more, got 1"),
         ({"kind": "flow", "expert": 12}, "expert must be a multiple of 8"),
         ({"kind": "l1", "widht": 3}, "action_head.widht 3 is no setting of head 'l1'"),
