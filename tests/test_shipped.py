@@ -56,7 +56,7 @@ def test_a_name_that_means_nothing(place, given, words):
     (place / "runs").mkdir()
     with pytest.raises(RecipeError, match=words) as raised:
         load_recipe(given)
-    assert "adapt_full, adapt_lora, adapt_lora_spatial, " in str(raised.value)
+    assert "adapt_full, adapt_l1, adapt_lora, adapt_lora_spatial, " in str(raised.value)
     assert str(raised.value) == no_recipe(given)
 
 

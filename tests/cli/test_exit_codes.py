@@ -33,6 +33,7 @@ REFUSED = {
     "grids resize": "../gone --bins 4,4,4,4,4,4,2 --out out",
     "init-base": "--paligemma ../gone --zoedepth ../gone --grid gone --output out",
     "plan-memory": "gone.yaml",
+    "predict": "../gone --image gone.png --instruction go",
     "push": "gone --repo ada/one",
     "quickstart": "--runs taken",
     "recipes": "gone",
